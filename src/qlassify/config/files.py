@@ -1,0 +1,108 @@
+"""YAML files and ``--set a.b=c`` as nested settings, and the layering of settings.
+
+Settings are plain nested mappings until ``RunConfig.parse`` validates them, because layers (recommended values, a
+file, overrides, flags) must be merged key by key before a default fills what none of them names. PyYAML follows
+YAML 1.1, in which ``1e-4`` is a string; learning rates are written that way, so a resolver for such floats is added
+to a private loader (the global one is left alone).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qlassify.errors import ConfigError
+
+Settings = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_settings(path: str | Path) -> Settings:
+    """The settings of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping at its top.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("cannot read the configuration file", where=path, got=error) from None
+    try:
+        settings = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError("not valid YAML", where=path, got=" ".join(str(error).split())) from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "the top of a configuration file is a mapping of sections", where=path, got=type(settings).__name__
+        )
+    return settings
+
+
+def parse_override(text: str) -> Settings:
+    """``training.epochs=5`` as ``{"training": {"epochs": 5}}``; the value is read as YAML.
+
+    Raises:
+        ConfigError: there is no ``=`` or a part of the name is empty.
+    """
+    name, separator, value = text.partition("=")
+    keys = name.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(
+            "an override is NAME=VALUE", where="--set", got=repr(text), do="Write for example training.epochs=5."
+        )
+    try:
+        settings: Any = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        settings = value
+    for key in reversed(keys):
+        settings = {key: settings}
+    result: Settings = settings
+    return result
+
+
+def layer(*layers: Mapping[str, Any]) -> Settings:
+    """Merge nested settings; a later layer wins key by key, and nothing is changed in place."""
+    merged: Settings = {}
+    for settings in layers:
+        for key, value in settings.items():
+            below = merged.get(key)
+            if isinstance(value, Mapping):
+                merged[key] = layer(below if isinstance(below, Mapping) else {}, value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def gather_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> Settings:
+    """A file's settings with ``--set`` overrides on top."""
+    base = read_settings(path) if path is not None else {}
+    return layer(base, *(parse_override(text) for text in overrides))
+
+
+def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
+    """Write settings as YAML that ``read_settings`` reads back equal."""
+    text = yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and tuples as the dicts and lists that YAML has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,128 @@
+"""``RunConfig``: everything that one training run is, in five sections and a seed.
+
+Every field has a concrete value and a static default. What "the user said nothing" should become for *this* data
+and *this* model is decided by ``recommend``, as a layer of settings under the user's own; the resolved result is
+what a run writes into ``run.yaml`` and is enough to repeat it. The alternative, ``None`` for "decide later", would
+spread that decision over every reader of the field.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from qlassify.config.method import LoraConfig
+from qlassify.config.section import Section
+
+DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+"""The base model when none is named: small, Apache-2.0, and installable without a hub (the ``demo`` extra)."""
+
+ClassWeighting = Literal["uniform", "inverse", "sqrt_inverse", "effective_number"]
+Pooling = Literal["auto", "last", "cls", "mean"]
+Precision = Literal["auto", "bf16", "fp32"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+class DataConfig(Section):
+    """Where the labelled text is and how to read it."""
+
+    train: str = ""
+    """File with the training rows: CSV, TSV, JSONL or Parquet."""
+    eval: str | None = None
+    """File for model selection; without one a stratified share of the training rows is held out."""
+    test: str | None = None
+    """File that is looked at once, after training."""
+    text: str | None = None
+    """Name (or, without a header, 1-based number) of the text column; found by name when not given."""
+    text_pair: str | None = None
+    """Column of the second text of a pair."""
+    label: str | None = None
+    """Column of the label or labels."""
+    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
+    """File format; from the suffix, else from the content, when not given."""
+    header: bool | None = None
+    """Whether a delimited file starts with a header; decided from the first row when not given."""
+    label_separator: str | None = None
+    """Splits one cell into several labels, which makes the task multi-label."""
+    multi_label: bool | None = None
+    """Several labels per row or exactly one; decided from the data when not given."""
+    eval_fraction: float = pydantic.Field(default=0.1, gt=0, le=0.5)
+    """Share of the training rows that is held out when ``eval`` is not given."""
+
+
+class ModelConfig(Section):
+    """The pretrained model and how a text becomes one vector."""
+
+    base: str = DEFAULT_BASE_MODEL
+    """A directory, the name of an installed packaged model, or a Hugging Face id."""
+    pooling: Pooling = "auto"
+    """Which hidden states make the text's vector; by architecture when auto."""
+    max_length: int = pydantic.Field(default=512, ge=4)
+    """Longest text in tokens, special tokens included; never above what the model has positions for."""
+    precision: Precision = "auto"
+    """Arithmetic of the frozen backbone; bf16 where the hardware multiplies it, else fp32, when auto."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; the first CUDA device when there is one and auto."""
+
+
+class TrainingConfig(Section):
+    """How the trainable parameters move."""
+
+    epochs: int = pydantic.Field(default=3, ge=1)
+    """Passes over the training rows."""
+    batch_size: int = pydantic.Field(default=32, ge=1)
+    """Rows whose gradients are summed before accumulation."""
+    accumulation_steps: int = pydantic.Field(default=1, ge=1)
+    """Batches per optimiser step; the step equals one big batch of batch_size * accumulation_steps rows."""
+    token_budget: int = pydantic.Field(default=8192, ge=1)
+    """Most tokens computed at once; changes memory use, never the result's meaning."""
+    learning_rate: float = pydantic.Field(default=4e-4, gt=0)
+    """Peak learning rate of the method's parameters."""
+    head_learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    """Peak learning rate of the classification head."""
+    weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    """Decoupled weight decay of matrices; biases and norms have none."""
+    schedule: Schedule = "linear"
+    """What follows the warm-up: linear or cosine decay to zero, or a constant rate."""
+    warmup_fraction: float = pydantic.Field(default=0.06, ge=0, lt=1)
+    """Share of all optimiser steps over which the rate rises from zero; honoured by every schedule."""
+    gradient_clip_norm: float | None = pydantic.Field(default=1.0, gt=0)
+    """Largest global L2 norm of the averaged gradient; none when null."""
+    class_weights: ClassWeighting | tuple[float, ...] = "uniform"
+    """A weighting strategy, or one positive weight per class in the order of the label names."""
+    label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of the target's mass spread evenly over all classes (single-label only)."""
+    selection_metric: str = "macro_f1"
+    """Evaluation score by which the best weights are chosen, or ``loss``."""
+    early_stopping_patience: int | None = pydantic.Field(default=3, ge=1)
+    """Evaluations without improvement after which training stops; never when null."""
+    evaluations_per_epoch: int = pydantic.Field(default=1, ge=1)
+    """How often per epoch the held-out rows are scored."""
+    checkpoint_every_steps: int = pydantic.Field(default=200, ge=1)
+    """Optimiser steps between checkpoints; one is also written at every evaluation and on SIGINT or SIGTERM."""
+    log_interval: int = pydantic.Field(default=10, ge=1)
+    """Optimiser steps between lines of metrics.jsonl."""
+    max_skipped_steps: int = pydantic.Field(default=3, ge=1)
+    """Steps in a row with a non-finite loss or gradient after which training stops."""
+
+
+class EvaluationConfig(Section):
+    """How predictions are scored."""
+
+    threshold: float = pydantic.Field(default=0.5, gt=0, lt=1)
+    """Probability from which a label counts as given (multi-label)."""
+    baselines: bool = True
+    """Score the majority class and TF-IDF + logistic regression beside the model."""
+
+
+class RunConfig(Section):
+    """One training run: data, model, method, training, evaluation, seed."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: LoraConfig = LoraConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = pydantic.Field(default=42, ge=0)
+    """The one seed; every random stream is derived from it by name."""

@@ -1,0 +1,73 @@
+"""The base of every configuration section: frozen, keyword-only, closed, and its errors in our own words.
+
+Pydantic does the checking, because declaring a field's type, bounds and default once, beside its docstring, is worth
+more than hand-written ``if`` ladders; its error text is translated here, once, so that a user reads a
+``ConfigError`` with the dotted name of the option, the value that was given and the values that are accepted.
+An unknown key is an error that names the nearest known one: an option that is silently ignored is an option that
+the user believes in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pydantic
+
+from qlassify.errors import ConfigError
+
+
+class Section(pydantic.BaseModel):
+    """A closed, frozen group of options. Build one from keywords, or from a mapping with ``parse``."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], *, where: str | None = None) -> Self:
+        """Validate ``settings`` (nested mappings) into a section.
+
+        Raises:
+            ConfigError: names every option that is wrong, what was given and what is accepted.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except pydantic.ValidationError as error:
+            raise _translate(cls, error, where) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with ``changes`` applied and everything validated again."""
+        return self.parse({**self.model_dump(), **changes})
+
+
+def _translate(cls: type[Section], error: pydantic.ValidationError, where: str | None) -> ConfigError:
+    """All of pydantic's findings as one ``ConfigError``, the first one in full and the others listed."""
+    findings = [_describe(cls, item) for item in error.errors(include_url=False)]
+    what = "; ".join(finding for finding, _ in findings)
+    remedies = [remedy for _, remedy in findings if remedy]
+    return ConfigError(what, where=where, do=" ".join(dict.fromkeys(remedies)) or None)
+
+
+def _describe(cls: type[Section], item: Any) -> tuple[str, str | None]:
+    name = ".".join(str(part) for part in item["loc"]) or cls.__name__
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(cls)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        return f"unknown option {name}", f"Did you mean {close[0]}?" if close else None
+    message = str(item["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{name} is {item['input']!r}: {message}", None
+
+
+def _known_keys(cls: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of every option below ``cls``."""
+    keys: list[str] = []
+    for name, field in cls.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+            keys += _known_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
