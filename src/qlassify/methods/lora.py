@@ -1,0 +1,157 @@
+"""LoRA: a frozen linear layer plus a trainable low-rank path, as one autograd function.
+
+    y = x W^T + b + scaling * (drop(x) A^T) B^T        W (out, in) frozen, A (rank, in), B (out, rank)
+
+A starts Kaiming-uniform with a = sqrt(5), that is uniform within 1 / sqrt(in), and B at zero, so the layer starts as
+the layer it wraps (Hu et al. 2021, arXiv:2106.09685, section 4.1; the initialisation is the authors' code's).
+
+Written with modules, this is two linear layers, a dropout, a multiplication and an addition: five graph nodes and
+three (T, out)-sized temporaries for each wrapped layer. As one function it is one node that keeps x (which the wrapped
+layer's input keeps alive anyway) and the (T, rank) product x A^T; backward is five matrix products that accumulate
+into their result. The frozen weight gets no gradient and is kept by reference.
+
+A and B are fp32 whatever the backbone computes in, and B is kept unscaled: scaling it on the way would divide its
+effective learning rate. The products run in the type of x. Dropout draws its mask from a generator that belongs to
+the attachment, so a resumed run continues the same stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlassify.config.method import LoraConfig
+
+
+class _LoraFunction(torch.autograd.Function):
+    """y = x W^T + b + scaling * (x * mask A^T) B^T."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Compute y.
+
+        Args:
+            ctx: autograd's context.
+            x: (..., in).
+            weight: (out, in), frozen.
+            bias: (out,) frozen, or None.
+            lora_a: (rank, in).
+            lora_b: (out, rank).
+            scaling: factor on the low-rank path.
+            mask: (tokens, in) dropout mask, already divided by the keep probability, or None.
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        dropped = rows if mask is None else rows * mask
+        a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
+        inner = dropped @ a.T  # (tokens, rank)
+        y = nn.functional.linear(rows, weight, bias)
+        y = y.addmm_(inner, b.T, alpha=scaling)
+        ctx.save_for_backward(rows, weight, lora_a, lora_b, inner, mask)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None, None]:
+        """Gradients of x, A and B."""
+        rows, weight, lora_a, lora_b, inner, mask = ctx.saved_tensors
+        scaling: float = ctx.scaling
+        g = grad.reshape(-1, grad.shape[-1])
+        grad_inner = (g @ lora_b.to(g.dtype)).mul_(scaling)  # (tokens, rank)
+        grad_x: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            grad_x = g @ weight
+            if mask is None:
+                grad_x.addmm_(grad_inner, lora_a.to(g.dtype))
+            else:
+                grad_x.add_((grad_inner @ lora_a.to(g.dtype)).mul_(mask))
+            grad_x = grad_x.view(ctx.shape)
+        dropped = rows if mask is None else rows * mask
+        grad_a = (grad_inner.T @ dropped).to(lora_a.dtype) if ctx.needs_input_grad[3] else None
+        grad_b = (g.T @ inner).to(lora_b.dtype).mul_(scaling) if ctx.needs_input_grad[4] else None
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a LoRA path.
+
+    Args:
+        base: the layer to wrap: ``nn.Linear``, or transformers' ``Conv1D``, whose weight is stored (in, out).
+        config: rank, alpha, dropout, scaling rule.
+        init: generator for A.
+        dropout: generator for dropout masks; shared by all layers of an attachment.
+
+    Attributes:
+        lora_A: (rank, in) fp32 (float64 for a float64 layer).
+        lora_B: (out, rank), same type.
+    """
+
+    is_adapter = True
+
+    def __init__(
+        self, base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.scaling = config.scaling
+        self.dropout = config.dropout
+        self._dropout_generator = dropout
+        self._transposed = not isinstance(base, nn.Linear)
+        out_features, in_features = linear_shape(base)
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        bound = in_features**-0.5
+        a = torch.empty(config.rank, in_features, dtype=dtype).uniform_(-bound, bound, generator=init)
+        self.lora_A = nn.Parameter(a.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=dtype, device=weight.device))
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, (out, in)."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight.T if self._transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, (out,), or None."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+    def delta(self) -> Tensor:
+        """scaling * B A, (out, in), in the type of A: what merging adds to the weight."""
+        return (self.lora_B @ self.lora_A).mul_(self.scaling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        mask: Tensor | None = None
+        if self.training and self.dropout > 0:
+            keep = 1 - self.dropout
+            shape = (x.numel() // x.shape[-1], x.shape[-1])
+            drawn = torch.empty(shape, dtype=torch.float32).bernoulli_(keep, generator=self._dropout_generator)
+            mask = drawn.div_(keep).to(device=x.device, dtype=x.dtype)
+        y: Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling, mask
+        )
+        return y
+
+
+def linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) of a linear layer, whichever way its weight is stored."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)

@@ -1,0 +1,274 @@
+"""A pretrained transformer over packed batches. The only file that imports transformers' model classes.
+
+transformers owns the architectures: embeddings, positions, norms, gated feed-forwards, rotary tables. ``Backbone``
+owns how they are called: one row of T packed tokens, positions that restart, no mask, and our attention in the
+registry's place. Writing each architecture again would be faster for the three that we would get to and wrong for the
+fortieth.
+
+Whether an architecture can be called this way is not looked up in a list but tried when it is loaded: two short texts
+packed together must give the hidden states that transformers' own attention gives for each of them alone. An
+architecture that fails (relative positions inside its attention, positions that it does not accept) runs on padded
+rectangles with a correct mask, and ``Backbone.packed`` says so for the report.
+
+The backbone is kept in evaluation mode: its weights are frozen, and dropout on a frozen model's activations would make
+a text's hidden states depend on chance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qlassify.errors import ModelError
+from qlassify.models import attention
+from qlassify.models.attention import PackedLayout
+
+PROBE_LENGTHS = (7, 4)
+"""Lengths of the two texts with which packing is tried."""
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest relative error of the packed hidden states. Rounding stays well below (bf16: about 0.02 over 30 layers);
+reading another text or the wrong position is of order one."""
+
+
+class Backbone(nn.Module):
+    """A frozen pretrained model: packed token ids in, hidden states out.
+
+    Args:
+        model: a transformers base model without a head, in evaluation mode.
+        directory: where it was loaded from.
+
+    Attributes:
+        hidden_size: H.
+        causal: whether a token sees only what precedes it.
+        max_positions: longest text the model has positions for, or None when it has no bound.
+        vocab_size: rows of the token embedding.
+        packed: whether batches run without padding.
+    """
+
+    def __init__(self, model: Any, directory: Path) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.directory = directory
+        config = model.config
+        self.model_type = str(config.model_type)
+        embeddings = model.get_input_embeddings()
+        self.vocab_size = int(embeddings.num_embeddings)
+        self.hidden_size = int(config.hidden_size)
+        parameters = inspect.signature(model.forward).parameters
+        self._takes = {name for name in ("position_ids", "token_type_ids", "use_cache") if name in parameters}
+        self.position_offset = _position_offset(model)
+        self.causal = _is_causal(model)
+        self.max_positions = _max_positions(config, self.position_offset)
+        self.packed = self._can_be_packed()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    def num_parameters(self) -> int:
+        """Parameters of the pretrained model, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Modules attached to the backbone follow ``mode``; the pretrained ones stay in evaluation mode."""
+        self.training = mode
+        for module in self.model.modules():
+            if getattr(module, "is_adapter", False):
+                module.train(mode)
+        return self
+
+    def forward(
+        self, token_ids_T: Tensor, position_ids_T: Tensor, token_type_ids_T: Tensor | None, layout: PackedLayout
+    ) -> Tensor:
+        """Hidden states (T, H) of packed texts.
+
+        Args:
+            token_ids_T: (T,) int64.
+            position_ids_T: (T,) int64, restarting at 0 with each text.
+            token_type_ids_T: (T,) int64 segments of text pairs, or None.
+            layout: the texts' lengths.
+        """
+        if not self.packed:
+            return self._forward_padded(token_ids_T, token_type_ids_T, layout)
+        arguments: dict[str, Any] = {
+            "input_ids": token_ids_T.unsqueeze(0),
+            "position_ids": (position_ids_T + self.position_offset).unsqueeze(0),
+            "packed_layout": layout,
+        }
+        arguments |= self._optional(token_type_ids_T.unsqueeze(0) if token_type_ids_T is not None else None)
+        hidden: Tensor = self.model(**arguments).last_hidden_state
+        return hidden.squeeze(0)
+
+    def _optional(self, token_type_ids: Tensor | None) -> dict[str, Any]:
+        """Arguments that only some architectures take."""
+        arguments: dict[str, Any] = {}
+        if "use_cache" in self._takes:
+            arguments["use_cache"] = False
+        if "token_type_ids" in self._takes and token_type_ids is not None:
+            arguments["token_type_ids"] = token_type_ids
+        return arguments
+
+    def _forward_padded(self, token_ids_T: Tensor, token_type_ids_T: Tensor | None, layout: PackedLayout) -> Tensor:
+        """The same for an architecture that cannot be packed: rectangles of similar length, masked."""
+        rows: list[Tensor] = []
+        for bucket in layout.buckets:
+            shape = (-1, bucket.longest)
+            mask = torch.arange(bucket.longest, device=token_ids_T.device) < bucket.lengths[:, None]
+            types = None if token_type_ids_T is None else token_type_ids_T[bucket.gather].view(shape)
+            hidden = self.model(
+                input_ids=token_ids_T[bucket.gather].view(shape), attention_mask=mask.long(), **self._optional(types)
+            ).last_hidden_state
+            rows.append(hidden.reshape(-1, hidden.shape[-1]))
+        return torch.cat(rows).index_select(0, layout.scatter)
+
+    @torch.no_grad()
+    def _can_be_packed(self) -> bool:
+        """Try it: two packed texts against each one alone through transformers' own attention."""
+        if "position_ids" not in self._takes:
+            return False
+        self.packed = True
+        lengths = np.array(PROBE_LENGTHS, dtype=np.int64)
+        ids = torch.arange(1, int(lengths.sum()) + 1, device=self.device) % self.vocab_size
+        positions = torch.cat([torch.arange(length, device=self.device) for length in PROBE_LENGTHS])
+        own = self.model.config._attn_implementation
+        with _quiet_transformers():
+            self.model.set_attn_implementation(attention.IMPLEMENTATION)
+        try:
+            packed = self.forward(ids, positions, None, PackedLayout(lengths, self.device))
+        except (ModelError, ValueError, KeyError, TypeError, RuntimeError):
+            return False
+        finally:
+            with _quiet_transformers():
+                self.model.set_attn_implementation(own)
+        alone = [self.model(input_ids=part[None], **self._optional(None)) for part in ids.split(PROBE_LENGTHS)]
+        wanted = torch.cat([output.last_hidden_state[0] for output in alone]).double()
+        error = (packed.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        good = bool((error < PROBE_TOLERANCE.get(self.dtype, 0.1)).all())
+        if good:
+            self.model.set_attn_implementation(attention.IMPLEMENTATION)
+        return good
+
+
+def load_backbone(
+    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Backbone:
+    """Load the pretrained model of a directory, without its head.
+
+    Args:
+        directory: config.json and safetensors weights.
+        dtype: floating-point type of the weights in memory and of the computation.
+        device: where to put them.
+
+    Raises:
+        ModelError: unknown architecture, code that would have to be run, or weights that do not fill the model.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "not a model configuration that transformers knows",
+            where=directory / "config.json",
+            got=_first_line(error),
+            do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
+        ) from None
+    attention.register()
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
+    try:
+        with _quiet_transformers():
+            model, info = AutoModel.from_pretrained(
+                str(directory),
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **arguments,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
+    missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
+    if missing:
+        raise ModelError(
+            f"{len(missing)} tensors of the model are missing from its files or have another shape",
+            where=directory,
+            got=", ".join(missing[:4]) + (" ..." if len(missing) > 4 else ""),
+            wanted="every tensor of the architecture; a classifier on random weights is never built",
+        )
+    return Backbone(model.to(device), directory)
+
+
+def count_parameters(directory: Path) -> int:
+    """Parameters of the backbone that a directory describes, counted without allocating them."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
+    with torch.device("meta"), _quiet_transformers():
+        model = AutoModel.from_config(config, trust_remote_code=False, **arguments)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _has_pooler(config: Any, auto_model: Any) -> bool:
+    """Whether the architecture's base model has an optional pooler that only its own heads use."""
+    model_class = auto_model._model_mapping[type(config)]
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether the model's attention is causal, from its attention modules themselves."""
+    flags = {bool(module.is_causal) for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    if len(flags) == 1:
+        return flags.pop()
+    # Without a word from the attention modules, a model that can generate text reads from left to right.
+    return bool(getattr(model.config, "is_decoder", False))
+
+
+def _position_offset(model: Any) -> int:
+    """Position of a text's first token: RoBERTa and its relatives start after the padding index."""
+    embeddings = getattr(model, "embeddings", None)
+    if hasattr(embeddings, "create_position_ids_from_input_ids") and embeddings.padding_idx is not None:
+        return int(embeddings.padding_idx) + 1
+    return 0
+
+
+def _max_positions(config: Any, offset: int) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return None if positions is None else int(positions) - offset
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and load report: what they say is checked above. Restored on leaving."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

