@@ -1,0 +1,170 @@
+"""A trained classifier as a folder: everything that predicting needs, except the base model's weights.
+
+    adapter_config.json, adapter_model.safetensors    the method, in PEFT's format
+    head.safetensors                                  weight (C, H) and bias (C,), fp32
+    classifier.json                                   labels, pooling, base model and its hash, maximal length ...
+    tokenizer.json and companions                     the tokeniser that the training texts went through
+
+The base model is named, found again on loading by the same resolution as in training, and its weights' SHA-256 must
+match. The head is a file of its own that is always written; a classifier whose head was left out of a checkpoint
+predicts at random, without an error.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from qlassify.data.tokenise import TextEncoder
+from qlassify.errors import ModelError
+from qlassify.methods.inject import Attachment, attach
+from qlassify.methods.state import copy_tensors, load_adapter, read_adapter_config, read_tensors, save_adapter
+from qlassify.models.backbone import load_backbone
+from qlassify.models.classifier import Classifier
+from qlassify.models.head import ClassificationHead
+from qlassify.models.pooling import PoolingMode
+from qlassify.models.source import ModelSource, resolve
+from qlassify.training.precision import Placement, choose_placement
+from qlassify.version import __version__
+
+FORMAT = 1
+RECORD = "classifier.json"
+HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierRecord:
+    """What ``classifier.json`` says.
+
+    Attributes:
+        labels: names of the classes, in the order of the logits.
+        multi_label: whether a text may have several.
+        pooling: how hidden states become one vector.
+        max_length: longest text in tokens.
+        text_pair: whether the classifier reads two texts.
+        base_model: the name by which the base model was found.
+        base_sha256: SHA-256 of its weights.
+        precision: arithmetic of the backbone while training, ``bf16`` or ``fp32``.
+        threshold: probability from which a label counts as given (multi-label).
+    """
+
+    labels: tuple[str, ...]
+    multi_label: bool
+    pooling: PoolingMode
+    max_length: int
+    text_pair: bool
+    base_model: str
+    base_sha256: str
+    precision: str
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedClassifier:
+    """A classifier with what belongs to it.
+
+    Attributes:
+        record: what was saved beside the weights.
+        classifier: backbone with the adapter, and head.
+        attachment: the adapter.
+        encoder: the tokeniser.
+        source: where the base model was found.
+        placement: where and in which type it computes.
+    """
+
+    record: ClassifierRecord
+    classifier: Classifier
+    attachment: Attachment
+    encoder: TextEncoder
+    source: ModelSource
+    placement: Placement
+
+
+def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
+    """Write a classifier into ``directory``, which is made if need be."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_adapter(loaded.attachment, directory, base_model=loaded.record.base_model)
+    head = loaded.classifier.head
+    tensors = {name: value.detach().cpu().contiguous() for name, value in head.named_parameters()}
+    save_file(tensors, str(directory / HEAD), metadata={"format": "pt"})
+    loaded.encoder.save(directory)
+    record = {"format": FORMAT, "qlassify": __version__, **asdict(loaded.record)}
+    (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(directory: Path) -> ClassifierRecord:
+    """Read ``classifier.json``.
+
+    Raises:
+        ModelError: missing, unreadable, or of another format.
+    """
+    path = directory / RECORD
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if settings.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        settings.pop("qlassify")
+        settings["labels"] = tuple(settings["labels"])
+        return ClassifierRecord(**settings)
+    except FileNotFoundError:
+        raise ModelError(
+            "no saved classifier here",
+            where=directory,
+            wanted=f"a run folder or a model folder with {RECORD}",
+            do="Train one with: qlassify train DATA.",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError("cannot read the saved classifier", where=path, got=error) from None
+
+
+def load_classifier(
+    directory: Path, *, device: str = "auto", precision: str = "auto", base_model: str | None = None
+) -> LoadedClassifier:
+    """Load what ``save_classifier`` wrote.
+
+    Args:
+        directory: the model folder.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto`` takes the one it was trained in if the hardware multiplies it, else fp32.
+        base_model: where the base model is, if it is not where it was.
+
+    Raises:
+        ModelError: something is missing, damaged, or belongs to another base model.
+    """
+    record = read_record(directory)
+    source = resolve(base_model or record.base_model)
+    found = source.sha256()
+    if found != record.base_sha256:
+        raise ModelError(
+            "the base model is not the one that the classifier was trained on",
+            where=source.directory,
+            got=f"{source.name} with SHA-256 {found[:16]}...",
+            wanted=f"{record.base_model} with SHA-256 {record.base_sha256[:16]}...",
+            do="Give the right one with --base.",
+        )
+    placement = _placement(record, device, precision)
+    backbone = load_backbone(source.directory, placement.dtype, placement.device)
+    attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
+    load_adapter(attachment, directory)
+    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0).to(placement.device)
+    copy_tensors(dict(head.named_parameters()), read_tensors(directory / HEAD), directory / HEAD)
+    classifier = Classifier(backbone, head, record.pooling).eval()
+    encoder = TextEncoder.load(directory, record.max_length)
+    return LoadedClassifier(record, classifier, attachment, encoder, source, placement)
+
+
+def _placement(record: ClassifierRecord, device: str, precision: str) -> Placement:
+    if precision != "auto":
+        return choose_placement(device, precision)
+    natural = choose_placement(device, "auto")
+    if natural.precision == record.precision:
+        return natural
+    if record.precision == "fp32":
+        return choose_placement(device, "fp32")
+    return Placement(
+        natural.device, natural.precision, f"trained in {record.precision}, which is slow here: {natural.reason}"
+    )

@@ -1,0 +1,85 @@
+"""Parquet as a table, through polars.
+
+Polars reads the schema first and then ``BATCH_ROWS`` rows at a time, only the columns in use, so that memory is
+bounded by the batch and not by the file. (Skipping whole row groups is cheap; within a group a batch may decode pages
+again. At this batch size that costs little.) Values arrive as Python objects: strings, categories and enums as text,
+list columns as lists, numbers as numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlassify.data.records import Columns, Record
+from qlassify.data.source import repair
+from qlassify.errors import DataError
+
+if TYPE_CHECKING:
+    import polars
+
+BATCH_ROWS = 1 << 16
+
+
+class ParquetTable:
+    """A Parquet file with its schema read.
+
+    Raises:
+        DataError: not a Parquet file that polars can read.
+    """
+
+    encoding = "parquet"
+    quoting = ""
+
+    def __init__(self, path: Path) -> None:
+        import polars
+
+        self._path = path
+        try:
+            self.names = tuple(polars.read_parquet_schema(path))
+        except (polars.exceptions.PolarsError, OSError) as error:
+            raise DataError("not a readable Parquet file", where=path, got=_first_line(error)) from None
+
+    def records(self, columns: Columns) -> Iterator[Record]:
+        """Every row with its number.
+
+        Raises:
+            DataError: the file is damaged further down.
+        """
+        row = 0
+        wanted = [name for name in (columns.text, columns.text_pair, columns.label) if name is not None]
+        while (batch := self._batch(row, wanted)).height:
+            missing = [None] * batch.height
+            texts, pairs, labels = (
+                missing if name is None else batch.get_column(name).to_list()
+                for name in (columns.text, columns.text_pair, columns.label)
+            )
+            for text, pair, label in zip(texts, pairs, labels, strict=True):
+                row += 1
+                clean_text, text_repaired = _as_text(text)
+                clean_pair, pair_repaired = _as_text(pair)
+                yield Record(row, clean_text, clean_pair, label, None, text_repaired or pair_repaired)
+
+    def _batch(self, start: int, names: list[str]) -> polars.DataFrame:
+        import polars
+
+        # glob=False: "data[1].parquet" is a file and not a pattern.
+        lazy = polars.scan_parquet(self._path, glob=False, hive_partitioning=False)
+        try:
+            return lazy.select(polars.selectors.by_name(*names)).slice(start, BATCH_ROWS).collect()
+        except (polars.exceptions.PolarsError, OSError) as error:
+            raise DataError("damaged Parquet file", where=self._path, got=_first_line(error)) from None
+
+
+def _as_text(cell: object) -> tuple[object, bool]:
+    """A binary cell as text, and whether it was repaired; Parquet without the text annotation has texts as bytes."""
+    if not isinstance(cell, bytes):
+        return cell, False
+    text = cell.decode("utf-8", "surrogateescape")
+    clean = repair(text)
+    return clean, clean is not text
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,317 @@
+"""``ClassifyPipeline``: from a pretrained model and labelled text to a classifier, in the order things happen.
+
+    from_pretrained   find and load the base model and its tokeniser
+    fit               read, label, split, tokenise, train, keep the best weights
+    evaluate, predict, predict_proba
+    save, load        a folder that gives bitwise the same logits in a fresh process
+
+The command (``job``) walks the same road and writes a run folder on the way. Training by hand, batch by batch, is the
+face that this class inherits (``stepwise``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_classifier, save_classifier
+from qlassify.config import recommend
+from qlassify.config.classify import ClassifyConfig
+from qlassify.config.files import layer
+from qlassify.config.run import DEFAULT_BASE_MODEL, EvaluationConfig, ModelConfig, RunConfig
+from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
+from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
+from qlassify.data.labels import LabelMap, label_counts
+from qlassify.data.tokenise import Encoded
+from qlassify.errors import ConfigError, DataError
+from qlassify.evaluation.metrics import Metrics, evaluate_predictions
+from qlassify.evaluation.predict import predict_logits, probabilities
+from qlassify.methods.lora import LoraLinear
+from qlassify.stepwise import StepwisePipeline, Trainable
+from qlassify.training.checkpoint import CheckpointStore
+from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent
+from qlassify.training.loop import StopRequest, TrainingLoop, TrainingSet
+
+LabelledText = str | os.PathLike[str] | Corpus
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What training came to.
+
+    Attributes:
+        steps: optimiser steps taken.
+        best_step: after which step the weights that were kept stood.
+        best_score: their selection score on the validation rows.
+        metric: what that score is.
+        train_loss: mean loss of the last step.
+        evaluations: the scores of each evaluation, in order.
+    """
+
+    steps: int
+    best_step: int
+    best_score: float | None
+    metric: str
+    train_loss: float
+    evaluations: tuple[Mapping[str, float | None], ...]
+
+
+class ClassifyPipeline(StepwisePipeline):
+    """A text classifier on a pretrained transformer. Make one with ``from_pretrained`` or ``load``."""
+
+    _expected_classes: int | None = None
+    _recommend = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | os.PathLike[str] = DEFAULT_BASE_MODEL,
+        config: ClassifyConfig | RunConfig | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> Self:
+        """Load a base model.
+
+        Args:
+            base: a directory, a packaged model, or a Hugging Face id.
+            config: settings; with None, ``fit`` chooses them for the data (see ``config.recommend``).
+            labels: names of the classes, when they are known before ``fit``.
+
+        Raises:
+            ModelError: the base model cannot be found or used.
+            ConfigError: the settings cannot work.
+        """
+        name = os.fspath(base)
+        if isinstance(config, ClassifyConfig):
+            names = tuple(labels or (str(index) for index in range(config.num_classes)))
+            if len(names) != config.num_classes:
+                raise ConfigError("num_classes and the labels differ", got=len(names), wanted=config.num_classes)
+            pipeline = cls.open(name, config.to_run_config(name))
+            pipeline._expected_classes = config.num_classes
+            pipeline.prepare(LabelMap(names, config.multi_label))
+            return pipeline
+        pipeline = cls.open(name, config or RunConfig())
+        pipeline._recommend = config is None
+        if labels is not None:
+            pipeline.prepare(LabelMap(tuple(labels), multi_label=False))
+        return pipeline
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        base: str | None = None,
+    ) -> Self:
+        """Load a classifier that ``save`` or a run wrote; a run folder will do.
+
+        Args:
+            directory: the model folder, or the run folder that it lies in.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``auto`` takes the one it was trained in if the hardware multiplies it, else fp32.
+            base: where the base model is, if it is not where it was.
+
+        Raises:
+            ModelError: something is missing, damaged, or belongs to another base model.
+        """
+        path = Path(directory)
+        if not (path / RECORD).is_file() and (path / "model" / RECORD).is_file():
+            path = path / "model"
+        loaded = load_classifier(path, device=device, precision=precision, base_model=base)
+        record = loaded.record
+        run = RunConfig(
+            model=ModelConfig(base=record.base_model, pooling=record.pooling, max_length=record.max_length),
+            method=loaded.attachment.config,
+            evaluation=EvaluationConfig(threshold=record.threshold),
+        )
+        pipeline = cls(
+            loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run
+        )
+        pipeline.text_pair = record.text_pair
+        pipeline.adopt(LabelMap(record.labels, record.multi_label), loaded.classifier, loaded.attachment)
+        return pipeline
+
+    def fit(
+        self,
+        train: LabelledText,
+        validation: LabelledText | None = None,
+        *,
+        options: ReadOptions | None = None,
+        validation_fraction: float = 0.1,
+    ) -> FitResult:
+        """Train on a labelled file or corpus and keep the best weights.
+
+        Args:
+            train: a file (CSV, TSV, JSONL, Parquet) or a corpus.
+            validation: rows for choosing weights; without them a stratified share of ``train`` is held out.
+            options: how to read the files.
+            validation_fraction: that share.
+
+        Raises:
+            DataError: a file cannot be read, or its labels do not fit.
+        """
+        dataset = build_dataset(
+            _corpus(train, options),
+            None if validation is None else _corpus(validation, options),
+            None,
+            fraction=validation_fraction,
+            seed=self.run.seed,
+        )
+        self.prepare_for(dataset)
+        encoded = self.encode_dataset(dataset)
+        events = list(self.training_loop(dataset, encoded).run())
+        steps = [event for event in events if isinstance(event, StepEvent)]
+        end = next(event for event in events if isinstance(event, TrainingEndEvent))
+        return FitResult(
+            steps=end.step,
+            best_step=end.best_step,
+            best_score=end.best_score,
+            metric=self.run.training.selection_metric,
+            train_loss=steps[-1].loss if steps else float("nan"),
+            evaluations=tuple(dict(event.scores) for event in events if isinstance(event, EvaluationEvent)),
+        )
+
+    def prepare_for(self, dataset: Dataset) -> Trainable:
+        """Build method and head for a data set's labels, with recommended settings if none were given."""
+        labels = dataset.labels
+        self.text_pair = dataset.train.corpus.pairs is not None
+        if self._expected_classes is not None and len(labels) != self._expected_classes:
+            raise ConfigError(
+                "the data has another number of classes than the configuration",
+                where="ClassifyConfig.num_classes",
+                got=f"{len(labels)} labels in the data: {', '.join(labels.names[:10])}",
+                wanted=self._expected_classes,
+            )
+        run = self.run
+        if self._recommend:
+            run = RunConfig.parse(layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset))))
+        return self.prepare(labels, run, label_counts(dataset.train.targets, len(labels)))
+
+    def facts(self, dataset: Dataset) -> recommend.Facts:
+        """What recommended settings depend on."""
+        return recommend.Facts(
+            model_params=self.backbone.num_parameters(),
+            decoder=self.backbone.causal,
+            num_classes=len(dataset.labels),
+            num_rows=len(dataset.train),
+            multi_label=dataset.labels.multi_label,
+        )
+
+    def encode_dataset(self, dataset: Dataset) -> dict[str, Encoded]:
+        """Token ids of each part of a data set."""
+        return {name: self.encode_corpus(part.corpus) for name, part in dataset.parts().items()}
+
+    def encode_corpus(self, corpus: Corpus) -> Encoded:
+        """Token ids of a corpus's texts or text pairs."""
+        return self.encoder.encode(corpus.texts, corpus.pairs)
+
+    def training_loop(
+        self,
+        dataset: Dataset,
+        encoded: Mapping[str, Encoded],
+        *,
+        store: CheckpointStore | None = None,
+        stop: StopRequest | None = None,
+    ) -> TrainingLoop:
+        """The loop over a data set's training rows, scoring its validation rows."""
+        trainable = self.trainable
+
+        def score() -> Mapping[str, float | None]:
+            values = self.score(dataset.validation, encoded["validation"]).values
+            return {"loss": values["log_loss"], **values}
+
+        return TrainingLoop(
+            trainable.stepper,
+            TrainingSet(encoded["train"], dataset.train.targets, dataset.train.corpus.rows),
+            self.run.training,
+            seed=self.run.seed,
+            dropout_generator=trainable.attachment.dropout_generator,
+            scorer=score,
+            store=store,
+            stop=stop,
+        )
+
+    def score(self, rows: LabelledRows, encoded: Encoded) -> Metrics:
+        """Metrics of labelled rows that are tokenised already."""
+        return evaluate_predictions(
+            rows.targets,
+            self._probabilities(encoded),
+            self.labels.names,
+            multi_label=self.labels.multi_label,
+            threshold=self.run.evaluation.threshold,
+        )
+
+    def evaluate(self, data: LabelledText, *, options: ReadOptions | None = None) -> Metrics:
+        """Metrics on a labelled file or corpus; rows whose label is unknown are left out."""
+        rows = label_rows(_corpus(data, options), self.labels)
+        return self.score(rows, self.encode_corpus(rows.corpus))
+
+    def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> npt.NDArray[np.float64]:
+        """(N, C) probabilities: over the classes, or per label when multi-label. Columns as in ``labels.names``."""
+        if isinstance(texts, str):
+            raise DataError("predict takes a list of texts", got="one string", do="Write [text].")
+        return self._probabilities(self.encoder.encode(list(texts), None if pairs is None else list(pairs)))
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+        """The label of each text, or the tuple of its labels when multi-label, in the order of the texts."""
+        return decide(self.predict_proba(texts, pairs), self.labels, self.run.evaluation.threshold)
+
+    def _probabilities(self, encoded: Encoded) -> npt.NDArray[np.float64]:
+        logits = predict_logits(self.trainable.classifier, encoded)
+        return probabilities(logits, multi_label=self.labels.multi_label)
+
+    @property
+    def labels(self) -> LabelMap:
+        """The classes, in the order of the probabilities' columns."""
+        return self.trainable.labels
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the classifier into a folder (see ``artifact``), which is made if need be.
+
+        Raises:
+            ConfigError: the adapters were merged; there is no adapter to save.
+        """
+        trainable = self.trainable
+        if not any(isinstance(module, LoraLinear) for module in self.backbone.modules()):
+            raise ConfigError("the adapters were merged into the base weights; there is no adapter to save")
+        record = ClassifierRecord(
+            labels=trainable.labels.names,
+            multi_label=trainable.labels.multi_label,
+            pooling=self.pooling,
+            max_length=self.encoder.max_length,
+            text_pair=self.text_pair,
+            base_model=str(self.source.directory) if self.source.kind == "path" else self.source.name,
+            base_sha256=self.source.sha256(),
+            precision=self.placement.precision,
+            threshold=self.run.evaluation.threshold,
+        )
+        save_classifier(
+            LoadedClassifier(
+                record, trainable.classifier, trainable.attachment, self.encoder, self.source, self.placement
+            ),
+            Path(directory),
+        )
+
+
+def decide(
+    probabilities_NC: npt.NDArray[np.float64], labels: LabelMap, threshold: float
+) -> list[str] | list[tuple[str, ...]]:
+    """Labels from probabilities: the first largest, or all that reach the threshold."""
+    names = labels.names
+    if labels.multi_label:
+        return [
+            tuple(name for name, p in zip(names, row, strict=True) if p >= threshold) for row in probabilities_NC
+        ]
+    return [names[index] for index in probabilities_NC.argmax(axis=1)]
+
+
+def _corpus(data: LabelledText, options: ReadOptions | None) -> Corpus:
+    return data if isinstance(data, Corpus) else read_corpus(data, options or ReadOptions())

@@ -1,0 +1,206 @@
+"""Checkpoints: everything that a run's future depends on, written so that it is whole or not there.
+
+    checkpoints/step-000120/
+        state.safetensors    trainable/..., optimizer/..., best/..., generator/dropout
+        state.json           progress, and the SHA-256 of state.safetensors
+
+A checkpoint is written into a hidden folder beside the others, flushed to the disk, and renamed; a rename within one
+folder is atomic, so a reader sees the whole checkpoint or none, whenever the process dies. The newest two are kept: if the
+newest turns out damaged (its checksum differs), the one before it is used and the caller is told.
+
+The best weights so far are part of every checkpoint rather than a checkpoint of their own: resuming needs one folder,
+and adapters are small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qlassify.errors import CheckpointError
+
+FORMAT = 1
+TENSORS = "state.safetensors"
+RECORD = "state.json"
+KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimiser steps taken or skipped.
+        best_step: step after which the best weights were; 0 before the first evaluation.
+        best_score: their selection score.
+        since_best: evaluations since then.
+        skipped_steps: steps that were not taken because they were not finite.
+        skipped_in_a_row: such steps directly before now.
+        stopped_early: whether patience has run out.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    since_best: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint in memory.
+
+    Attributes:
+        progress: where the run stands.
+        trainable: name -> value of each trainable parameter.
+        optimizer: the optimiser's state tensors.
+        best: name -> value at ``progress.best_step``; empty before the first evaluation.
+        dropout_state: state of the dropout generator, uint8.
+    """
+
+    progress: Progress
+    trainable: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    dropout_state: Tensor
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        directory: the run's ``checkpoints`` folder; made when the first one is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and remove those older than the newest two.
+
+        Raises:
+            CheckpointError: it could not be written; earlier ones are untouched.
+        """
+        name = f"step-{checkpoint.progress.step:06d}"
+        final, scratch = self.directory / name, self.directory / f".{name}.tmp"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            save_file(_flatten(checkpoint), str(scratch / TENSORS))
+            record = {
+                "format": FORMAT,
+                "progress": asdict(checkpoint.progress),
+                "sha256": _sha256(scratch / TENSORS),
+            }
+            (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            for path in (scratch / TENSORS, scratch / RECORD, scratch):
+                _flush(path)
+            if final.exists():
+                shutil.rmtree(final)
+            scratch.rename(final)
+            _flush(self.directory)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                "cannot write a checkpoint",
+                where=final,
+                got=error,
+                do="Free space or fix the permissions, then continue with: qlassify train --resume RUN.",
+            ) from None
+        for old in self.paths()[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def paths(self) -> list[Path]:
+        """The whole checkpoints, oldest first."""
+        return sorted(path for path in self.directory.glob("step-*") if (path / RECORD).is_file())
+
+    def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """The newest undamaged checkpoint, and a sentence for each damaged one that was passed over.
+
+        Returns:
+            ``(None, ())`` when none was ever written.
+
+        Raises:
+            CheckpointError: there are checkpoints and all of them are damaged.
+        """
+        problems: list[str] = []
+        for path in reversed(self.paths()):
+            try:
+                return read_checkpoint(path), tuple(problems)
+            except CheckpointError as error:
+                problems.append(str(error))
+        if problems:
+            raise CheckpointError(
+                "no checkpoint of this run can be read", where=self.directory, got="; ".join(problems)
+            )
+        return None, ()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint folder.
+
+    Raises:
+        CheckpointError: unreadable, of an unknown format, or its checksum differs.
+    """
+    try:
+        record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if record.get("format") != FORMAT:
+            raise CheckpointError("unknown checkpoint format", where=path, got=record.get("format"), wanted=FORMAT)
+        found = _sha256(path / TENSORS)
+        if found != record["sha256"]:
+            raise CheckpointError("the checkpoint is damaged", where=path, got=found, wanted=record["sha256"])
+        tensors = load_file(str(path / TENSORS))
+        progress = Progress(**record["progress"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError("the checkpoint cannot be read", where=path, got=error) from None
+    parts: dict[str, dict[str, Tensor]] = {"trainable": {}, "optimizer": {}, "best": {}, "generator": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    best = parts["best"]
+    if progress.best_step == progress.step and progress.best_step > 0:
+        best = dict(parts["trainable"])
+    return Checkpoint(progress, parts["trainable"], parts["optimizer"], best, parts["generator"]["dropout"])
+
+
+def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All tensors under one name each; the best weights only when they are not the current ones."""
+    progress = checkpoint.progress
+    best = {} if progress.best_step == progress.step else checkpoint.best
+    tensors: dict[str, Tensor] = {"generator/dropout": checkpoint.dropout_state}
+    for part, values in (("trainable", checkpoint.trainable), ("optimizer", checkpoint.optimizer), ("best", best)):
+        tensors |= {f"{part}/{name}": value.detach().cpu().contiguous() for name, value in values.items()}
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def generator_state(generator: torch.Generator) -> Tensor:
+    """A generator's state as a tensor that can be saved."""
+    return generator.get_state().clone()

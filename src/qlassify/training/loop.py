@@ -1,0 +1,266 @@
+"""The training loop: a generator that takes steps, scores, checkpoints and tells.
+
+Everything a step needs follows from the step's number: its epoch, its rows (the epoch's permutation comes from the
+seed and the epoch alone), its learning rate, and whether to score or checkpoint after it. So a run's state is one
+number besides the tensors, a resumed run replays nothing, and it ends with bitwise the weights of an uninterrupted
+one.
+
+The last rows of an epoch make a smaller step of their own; nothing is dropped and nothing leaks into the next epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qlassify.config.run import TrainingConfig
+from qlassify.data.packing import micro_batches
+from qlassify.data.tokenise import Encoded
+from qlassify.errors import ConfigError, DivergenceError, Interrupted
+from qlassify.seeding import numpy_generator
+from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state
+from qlassify.training.events import (
+    CheckpointEvent,
+    EvaluationEvent,
+    SkippedStepEvent,
+    StepEvent,
+    TrainingEndEvent,
+    TrainingEvent,
+)
+from qlassify.training.schedule import rate_factor, warmup_steps
+from qlassify.training.step import BatchResult, Stepper, Targets, restore, snapshot
+
+Scorer = Callable[[], Mapping[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """The rows to train on.
+
+    Attributes:
+        encoded: their token ids.
+        targets: (N,) classes or (N, C) labels.
+        row_numbers: (N,) row of the data file each came from, for messages.
+    """
+
+    encoded: Encoded
+    targets: Targets
+    row_numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+class StopRequest:
+    """Set from a signal handler; the loop looks at it after every step."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def __call__(self, signal_number: int, frame: object = None) -> None:
+        """Ask the loop to stop."""
+        self.signal_number = signal_number
+
+
+class TrainingLoop:
+    """One run over one training set.
+
+    Args:
+        stepper: takes the steps.
+        data: the rows.
+        config: epochs, batch size, schedule and so on.
+        seed: the run's seed.
+        dropout_generator: the stream of dropout masks, part of the state.
+        scorer: scores the held-out rows; None to train without selection.
+        store: where checkpoints go; None to write none.
+        stop: asked after every step whether to stop.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        data: TrainingSet,
+        config: TrainingConfig,
+        *,
+        seed: int,
+        dropout_generator: torch.Generator,
+        scorer: Scorer | None = None,
+        store: CheckpointStore | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.stepper = stepper
+        self.data = data
+        self.config = config
+        self.seed = seed
+        self.scorer = scorer
+        self.store = store
+        self.stop = stop or StopRequest()
+        self.progress = Progress()
+        self._dropout_generator = dropout_generator
+        self._best: dict[str, Tensor] = {}
+        self.rows_per_step = config.batch_size * config.accumulation_steps
+        self.steps_per_epoch = max(1, math.ceil(len(data) / self.rows_per_step))
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self._warmup = warmup_steps(self.total_steps, config.warmup_fraction)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the same run."""
+        parameters = self.stepper.optimizer.parameters
+        restore(parameters, checkpoint.trainable)
+        self.stepper.optimizer.load_state_tensors(checkpoint.optimizer)
+        self._dropout_generator.set_state(checkpoint.dropout_state)
+        self._best = dict(checkpoint.best)
+        self.progress = checkpoint.progress
+
+    def run(self) -> Iterator[TrainingEvent]:
+        """Train until the last step or until patience runs out, then put the best weights in place.
+
+        Raises:
+            DivergenceError: ``max_skipped_steps`` steps in a row were not finite.
+            Interrupted: a stop was requested; a checkpoint was written if there is a store.
+        """
+        while self.progress.step < self.total_steps and not self.progress.stopped_early:
+            yield self._step()
+            scored = self._is_scoring_step(self.progress.step)
+            if scored and self.scorer is not None:
+                yield self._evaluate(self.scorer)
+            if self.store is not None and (scored or self.progress.step % self.config.checkpoint_every_steps == 0):
+                yield self._checkpoint(self.store)
+            self._check_stop()
+        if self._best:
+            restore(self.stepper.optimizer.parameters, self._best)
+        progress = self.progress
+        yield TrainingEndEvent(
+            step=progress.step,
+            best_step=progress.best_step or progress.step,
+            best_score=progress.best_score,
+            stopped_early=progress.stopped_early,
+            skipped_steps=progress.skipped_steps,
+        )
+
+    def rows_of_step(self, step: int) -> npt.NDArray[np.int64]:
+        """The rows of optimiser step ``step`` (0 is the first), a function of seed and step alone."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = numpy_generator(self.seed, "shuffle", epoch).permutation(len(self.data))
+        return order[within * self.rows_per_step : (within + 1) * self.rows_per_step]
+
+    def _step(self) -> StepEvent | SkippedStepEvent:
+        started = time.perf_counter()
+        step = self.progress.step
+        rows = self.rows_of_step(step)
+        config = self.config
+        optimizer = self.stepper.optimizer
+        optimizer.set_rate_factor(
+            rate_factor(step, self.total_steps, warmup=self._warmup, schedule=config.schedule)
+        )
+        self.stepper.accumulate(micro_batches(self.data.encoded, rows, config.token_budget), self.data.targets)
+        result = self.stepper.apply()
+        if not result.applied:
+            return self._skipped(rows, result)
+        self.progress = replace(self.progress, step=step + 1, skipped_in_a_row=0)
+        return StepEvent(
+            step=step + 1,
+            total_steps=self.total_steps,
+            epoch=(step + 1) / self.steps_per_epoch,
+            loss=result.avg_loss,
+            accuracy=result.accuracy(),
+            learning_rate=optimizer.learning_rate,
+            grad_norm=result.grad_norm,
+            rows=result.total,
+            tokens=result.num_tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _skipped(self, rows: npt.NDArray[np.int64], result: BatchResult) -> SkippedStepEvent:
+        """Count a step that was not taken; give up when there were too many in a row."""
+        progress = self.progress
+        numbers = tuple(int(self.data.row_numbers[row]) for row in rows)
+        in_a_row = progress.skipped_in_a_row + 1
+        if in_a_row >= self.config.max_skipped_steps:
+            raise DivergenceError(
+                f"{in_a_row} steps in a row had a loss or gradient that is not finite",
+                where=f"step {progress.step + 1}, rows {', '.join(map(str, numbers[:32]))}",
+                got=f"loss {result.avg_loss}, gradient norm {result.grad_norm}",
+                do="Lower training.learning_rate, or look at these rows; the weights are as before those steps.",
+            )
+        self.progress = replace(
+            progress, step=progress.step + 1, skipped_steps=progress.skipped_steps + 1, skipped_in_a_row=in_a_row
+        )
+        return SkippedStepEvent(self.progress.step, result.avg_loss, numbers, in_a_row)
+
+    def _is_scoring_step(self, step: int) -> bool:
+        """Whether the held-out rows are scored after ``step`` steps: at even parts of each epoch, and at its end."""
+        within = (step - 1) % self.steps_per_epoch + 1
+        times = min(self.config.evaluations_per_epoch, self.steps_per_epoch)
+        return any(within == math.ceil(self.steps_per_epoch * part / times) for part in range(1, times + 1))
+
+    def _evaluate(self, scorer: Scorer) -> EvaluationEvent:
+        started = time.perf_counter()
+        scores = scorer()
+        metric = self.config.selection_metric
+        if metric not in scores:
+            raise ConfigError(
+                "the selection metric is not among the scores",
+                where="training.selection_metric",
+                got=metric,
+                wanted=", ".join(scores),
+            )
+        progress, score = self.progress, scores[metric]
+        improved = _better(score, progress.best_score, smaller_is_better=metric in SMALLER_IS_BETTER)
+        if improved:
+            self._best = snapshot(self.stepper.optimizer.parameters)
+            self.progress = replace(progress, best_step=progress.step, best_score=score, since_best=0)
+        else:
+            patience = self.config.early_stopping_patience
+            since = progress.since_best + 1
+            stopped = patience is not None and since >= patience and progress.step < self.total_steps
+            self.progress = replace(progress, since_best=since, stopped_early=stopped)
+        epoch = self.progress.step / self.steps_per_epoch
+        return EvaluationEvent(
+            self.progress.step, epoch, scores, metric, improved, time.perf_counter() - started
+        )
+
+    def _checkpoint(self, store: CheckpointStore) -> CheckpointEvent:
+        path = store.save(
+            Checkpoint(
+                progress=self.progress,
+                trainable=snapshot(self.stepper.optimizer.parameters),
+                optimizer=self.stepper.optimizer.state_tensors(),
+                best=self._best,
+                dropout_state=generator_state(self._dropout_generator),
+            )
+        )
+        return CheckpointEvent(self.progress.step, str(path))
+
+    def _check_stop(self) -> None:
+        number = self.stop.signal_number
+        if number is None:
+            return
+        if self.store is None:
+            raise Interrupted(number, f"after step {self.progress.step}; nothing was written")
+        path = self._checkpoint(self.store).path
+        raise Interrupted(
+            number,
+            f"checkpoint written to {path}",
+            do=f"Continue with: qlassify train --resume {self.store.directory.parent}",
+        )
+
+
+SMALLER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "ece", "hamming_loss"})
+"""Scores that improve by falling."""
+
+
+def _better(score: float | None, best: float | None, *, smaller_is_better: bool) -> bool:
+    """Whether ``score`` beats ``best``; an undefined score never does."""
+    if score is None or not math.isfinite(score):
+        return False
+    if best is None:
+        return True
+    return score < best if smaller_is_better else score > best
