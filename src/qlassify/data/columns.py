@@ -60,22 +60,21 @@ _REMEDY = "Name the columns: --text NAME --label NAME (no header: --no-header --
 def is_header(cells: Sequence[str], options: ReadOptions) -> bool | None:
     """Whether the first row of a delimited file names its columns; None when nothing tells.
 
-    The option decides. Else a column that an option names is found in the row, or, where options count columns, the
-    row has a known name in the very column that is counted (``text,label`` read with ``--text 1 --label 2`` has a
-    header; ``How so?,question`` has none, since ``question`` is no name for a label). Else any known name will do.
+    The option decides. Else, where options count columns, the row must have a known name in the very column that is
+    counted (``text,label`` read with ``--text 1 --label 2`` has a header; ``How so?,question`` has none, since
+    ``question`` is no name for a label; and ``Fine,1`` has none although its label is "1"). Where options name columns
+    the row is taken for a header: it has them, or the search for them will say so. Else any known name will do.
     """
     if options.header is not None:
         return options.header
     folded = [cell.strip().casefold() for cell in cells]
     asked = ((options.text, _FIRST_TEXTS), (options.text_pair, _SECOND_TEXTS), (options.label, _LABELS))
     given = [(name, known) for name, known in asked if name is not None]
-    if any(name.casefold() in folded for name, _ in given):
-        return True
     counted = [(position, known) for name, known in given if (position := _position(name, len(cells))) is not None]
     if counted:
         return any(folded[position] in known for position, known in counted)
     if given:
-        return True  # A name that is not there: the search for it will say so better than we could.
+        return True
     return True if any(cell in _FIRST_TEXTS | _SECOND_TEXTS | _LABELS for cell in folded) else None
 
 

@@ -37,7 +37,7 @@ class ParquetTable:
 
         self._path = path
         try:
-            self.names = tuple(polars.read_parquet_schema(path))
+            self.names = tuple(_scan(path).collect_schema().names())
         except (polars.exceptions.PolarsError, OSError) as error:
             raise DataError("not a readable Parquet file", where=path, got=_first_line(error)) from None
 
@@ -64,12 +64,17 @@ class ParquetTable:
     def _batch(self, start: int, names: list[str]) -> polars.DataFrame:
         import polars
 
-        # glob=False: "data[1].parquet" is a file and not a pattern.
-        lazy = polars.scan_parquet(self._path, glob=False, hive_partitioning=False)
         try:
-            return lazy.select(polars.selectors.by_name(*names)).slice(start, BATCH_ROWS).collect()
+            return _scan(self._path).select(polars.selectors.by_name(*names)).slice(start, BATCH_ROWS).collect()
         except (polars.exceptions.PolarsError, OSError) as error:
             raise DataError("damaged Parquet file", where=self._path, got=_first_line(error)) from None
+
+
+def _scan(path: Path) -> polars.LazyFrame:
+    import polars
+
+    # glob=False: "data[1].parquet" is a file and not a pattern.
+    return polars.scan_parquet(path, glob=False, hive_partitioning=False)
 
 
 def _as_text(cell: object) -> tuple[object, bool]:

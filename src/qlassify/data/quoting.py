@@ -182,9 +182,9 @@ def _quoted_record(line: str, feed: _Feed, grammar: Grammar, num_fields: int | N
 
 
 def _stand_alone(lines: list[str], grammar: Grammar, num_fields: int | None) -> bool:
-    """Whether most of ``lines`` are whole records by themselves."""
+    """Whether most of ``lines`` are whole records by themselves; the last may also be the beginning of one."""
     whole = sum(_parsed(_without_end(line), grammar, num_fields).reason is None for line in lines)
-    return 2 * whole > len(lines)
+    return 2 * (whole + grammar.opens(lines[-1])) > len(lines)
 
 
 def _parsed(text: str, grammar: Grammar, num_fields: int | None) -> RawRecord:

@@ -135,7 +135,7 @@ def text_source(origin: Path | IO[bytes]) -> TextSource:
     """Looks at the first 64 KiB of a file or stream.
 
     Raises:
-        DataError: it is a Parquet file, a zip archive or a PDF by its content; or damaged gzip.
+        DataError: its content is a Parquet file, a zip archive, a PDF or unmarked UTF-16; or damaged gzip.
     """
     if isinstance(origin, Path):
         with _open_binary(origin) as binary:
@@ -156,6 +156,10 @@ def _look(name: str, origin: Path | io.BufferedReader, binary: io.BufferedReader
             do = "Pass --format parquet" if kind == "a Parquet file" else "Export it as CSV, TSV, JSONL or Parquet"
             raise DataError("not a text file", where=name, got=kind, do=do)
     encoding = next((encoding for mark, encoding in _BYTE_ORDER_MARKS if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and 3 * head.count(0) > len(head):
+        got = "a NUL byte in every few bytes"
+        do = "This looks like UTF-16 without its byte-order mark: save it as UTF-8"
+        raise DataError("not a text file", where=name, got=got, do=do)
     text = head.decode("utf-8-sig" if encoding == "utf-8" else encoding, "ignore")
     line_end = "\r" if "\r" in text and "\n" not in text else "\n"
     return TextSource(name=name, origin=origin, encoding=encoding, line_end=line_end, head=text)

@@ -186,4 +186,5 @@ def _notes(groups: Sequence[_Group], one_sided: Sequence[int], num_held_out: int
 
 
 def normalised_text(text: str) -> str:
+    """``text`` without regard to letter case and the width of blanks: what makes two texts the same one."""
     return " ".join(text.casefold().split())

@@ -59,13 +59,19 @@ class TrainingSet:
 
 
 class StopRequest:
-    """Set from a signal handler; the loop looks at it after every step."""
+    """A signal handler: while a loop is running it asks it to stop after the current step.
+
+    Outside a loop, or when the signal comes a second time, the job ends at once: there is no step to wait for.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.armed = False
 
     def __call__(self, signal_number: int, frame: object = None) -> None:
-        """Ask the loop to stop."""
+        """Handle a signal."""
+        if not self.armed or self.signal_number is not None:
+            raise Interrupted(signal_number, "outside training, nothing more was written")
         self.signal_number = signal_number
 
 
@@ -126,6 +132,7 @@ class TrainingLoop:
             DivergenceError: ``max_skipped_steps`` steps in a row were not finite.
             Interrupted: a stop was requested; a checkpoint was written if there is a store.
         """
+        self.stop.armed = True
         while self.progress.step < self.total_steps and not self.progress.stopped_early:
             yield self._step()
             scored = self._is_scoring_step(self.progress.step)
@@ -134,6 +141,7 @@ class TrainingLoop:
             if self.store is not None and (scored or self.progress.step % self.config.checkpoint_every_steps == 0):
                 yield self._checkpoint(self.store)
             self._check_stop()
+        self.stop.armed = False
         if self._best:
             restore(self.stepper.optimizer.parameters, self._best)
         progress = self.progress

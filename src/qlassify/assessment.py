@@ -1,0 +1,245 @@
+"""Scoring a classifier on labelled rows: metrics, baselines, mistakes, and the files that tell of them.
+
+The baselines see the same training rows and the same scored rows as the model. Without them a score says nothing: 88 %
+is a failure where the majority class has 90 %.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qlassify import runs
+from qlassify.data.dataset import Dataset, LabelledRows
+from qlassify.data.labels import LabelMap
+from qlassify.data.tokenise import Encoded
+from qlassify.evaluation.baselines import Baseline, TfidfBaseline, majority_baseline
+from qlassify.evaluation.metrics import Metrics, evaluate_predictions
+from qlassify.evaluation.predict import predict_logits, probabilities
+from qlassify.evaluation.report import ReportInput, render_model_card, render_report
+from qlassify.pipeline import ClassifyPipeline, decide
+from qlassify.runs import RunFolder
+
+MAX_MISTAKES = 25
+"""Mistakes that the report shows, the most confident first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assessment:
+    """How a classifier does on some rows.
+
+    Attributes:
+        part: what the rows are called: ``test``, ``validation``, or a file's name.
+        rows: the rows.
+        probabilities: (N, C).
+        labels: the classes.
+        metrics: scores.
+        baselines: scores of the baselines on the same rows.
+        predicting_seconds: wall time of computing the probabilities.
+        notes: a sentence, with its number, for each thing a reader should know.
+        threshold: probability from which a label counts as given (multi-label).
+    """
+
+    part: str
+    rows: LabelledRows
+    probabilities: npt.NDArray[np.float64]
+    labels: LabelMap
+    metrics: Metrics
+    baselines: tuple[Baseline, ...]
+    predicting_seconds: float
+    notes: tuple[str, ...]
+    threshold: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """Throughput of predicting, tokenising not included."""
+        return len(self.rows) / self.predicting_seconds if self.predicting_seconds > 0 else 0.0
+
+
+def assess(
+    pipeline: ClassifyPipeline, dataset: Dataset, encoded: Mapping[str, Encoded], *, notes: tuple[str, ...]
+) -> Assessment:
+    """Score a run's test rows, or its validation rows when it has no test file, and the baselines beside them."""
+    part = "test" if dataset.test is not None else "validation"
+    rows = dataset.parts()[part]
+    if part == "validation":
+        notes = (
+            *notes,
+            "The scored rows also chose the best weights, so the score is a little kind; give --test for one that is "
+            "not.",
+        )
+    return assess_rows(pipeline, rows, encoded[part], part=part, train=dataset.train, notes=notes)
+
+
+def assess_rows(
+    pipeline: ClassifyPipeline,
+    rows: LabelledRows,
+    encoded: Encoded,
+    *,
+    part: str,
+    train: LabelledRows | None,
+    notes: tuple[str, ...],
+) -> Assessment:
+    """Score any labelled rows; the baselines are fitted on ``train`` and left out without it."""
+    labels, settings = pipeline.labels, pipeline.run.evaluation
+    started = time.perf_counter()
+    logits = predict_logits(pipeline.trainable.classifier, encoded)
+    seconds = time.perf_counter() - started
+    scores = probabilities(logits, multi_label=labels.multi_label)
+    metrics = evaluate_predictions(
+        rows.targets, scores, labels.names, multi_label=labels.multi_label, threshold=settings.threshold
+    )
+    baselines: tuple[Baseline, ...] = ()
+    if settings.baselines and train is not None:
+        baselines = fit_baselines(train, rows, labels, seed=pipeline.run.seed)
+    return Assessment(part, rows, scores, labels, metrics, baselines, seconds, notes, settings.threshold)
+
+
+def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, seed: int) -> tuple[Baseline, ...]:
+    """The majority class and TF-IDF + logistic regression, fitted on ``train`` and scored on ``rows``."""
+    majority = majority_baseline(train.targets, rows.targets, labels.names, multi_label=labels.multi_label)
+    tfidf = TfidfBaseline.fit(
+        train.corpus.texts,
+        train.targets,
+        multi_label=labels.multi_label,
+        num_classes=len(labels),
+        pairs=train.corpus.pairs,
+        seed=seed,
+    )
+    return majority, tfidf.evaluate(rows.corpus.texts, rows.targets, labels.names, pairs=rows.corpus.pairs)
+
+
+def mistakes(assessment: Assessment) -> tuple[Mapping[str, object], ...]:
+    """The rows that are wrong, the most confident first (single-label), or with the most wrong labels."""
+    labels, corpus, scores = assessment.labels, assessment.rows.corpus, assessment.probabilities
+    predicted = decide(scores, labels, assessment.threshold)
+    if labels.multi_label:
+        wrong = ((scores >= assessment.threshold) != (assessment.rows.targets > 0.5)).sum(axis=1)
+        certainty = wrong + np.abs(scores - 0.5).mean(axis=1)
+    else:
+        wrong = scores.argmax(axis=1) != assessment.rows.targets
+        certainty = scores.max(axis=1)
+    indices = np.flatnonzero(wrong)
+    indices = indices[np.argsort(-certainty[indices], kind="stable")][:MAX_MISTAKES]
+    return tuple(
+        {
+            "row": corpus.rows[index],
+            "text": corpus.texts[index] if corpus.pairs is None else f"{corpus.texts[index]} | {corpus.pairs[index]}",
+            "true": ", ".join(corpus.labels[index]),
+            "predicted": predicted[index] if isinstance(predicted[index], str) else ", ".join(predicted[index]),
+            "probability": float(scores[index].max()),
+        }
+        for index in indices.tolist()
+    )
+
+
+def write_assessment(
+    folder: RunFolder,
+    pipeline: ClassifyPipeline,
+    assessment: Assessment,
+    *,
+    environment: Mapping[str, Any],
+    directory: Path | None = None,
+) -> None:
+    """Write predictions.parquet, report.html, MODEL_CARD.md and, last, metrics.json.
+
+    Args:
+        folder: the run.
+        pipeline: its classifier.
+        assessment: the scores.
+        environment: versions and hardware.
+        directory: where to write; the run's ``evaluation`` folder when None.
+    """
+    directory = directory or folder.evaluation
+    directory.mkdir(parents=True, exist_ok=True)
+    write_predictions(directory / "predictions.parquet", assessment)
+    report = _report_input(folder, pipeline, assessment, environment)
+    runs.write_text(directory / "report.html", render_report(report))
+    runs.write_text(directory / "MODEL_CARD.md", render_model_card(report))
+    runs.write_json(directory / "metrics.json", as_json(assessment))
+
+
+def as_json(assessment: Assessment) -> dict[str, Any]:
+    """Scores and baselines for a machine."""
+    return {
+        "evaluated_on": assessment.part,
+        **assessment.metrics.as_dict(),
+        "rows_per_second": round(assessment.rows_per_second, 1),
+        "baselines": {one.name: one.metrics.as_dict()["values"] for one in assessment.baselines},
+        "notes": list(assessment.notes),
+    }
+
+
+def write_predictions(path: Path, assessment: Assessment) -> None:
+    """One line per scored row: row number, text, true and predicted labels, probability of each label."""
+    import polars
+
+    corpus = assessment.rows.corpus
+    predicted = decide(assessment.probabilities, assessment.labels, assessment.threshold)
+    listed = [[label] if isinstance(label, str) else list(label) for label in predicted]
+    columns: dict[str, Any] = {"row": list(corpus.rows), "text": list(corpus.texts)}
+    if corpus.pairs is not None:
+        columns["text_pair"] = list(corpus.pairs)
+    columns["true"] = [list(labels) for labels in corpus.labels]
+    columns["predicted"] = polars.Series(listed, dtype=polars.List(polars.String))
+    for index, name in enumerate(assessment.labels.names):
+        columns[f"p({name})"] = assessment.probabilities[:, index]
+    polars.DataFrame(columns).write_parquet(path)
+
+
+def _report_input(
+    folder: RunFolder, pipeline: ClassifyPipeline, assessment: Assessment, environment: Mapping[str, Any]
+) -> ReportInput:
+    events = list(runs.read_events(folder.metrics))
+    run = pipeline.run.model_dump(mode="json")
+    data = runs.read_json(folder.file("data.json"))
+    name = pipeline.source.name
+    return ReportInput(
+        title=f"{folder.path.name}: {len(assessment.labels)} labels, {Path(run['data']['train']).name}",
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        run_name=folder.path.name,
+        model={"base_model": name, **run["model"], "summary": pipeline.summary()},
+        method=run["method"],
+        training={**run["training"], "seed": run["seed"]},
+        data={"name": Path(run["data"]["train"]).name, **data},
+        plan=runs.read_json(folder.file("plan.json")),
+        environment=environment,
+        metrics=assessment.metrics,
+        evaluated_on=assessment.part,
+        baselines=assessment.baselines,
+        history=tuple(
+            {key: event[key] for key in ("step", "epoch", "loss", "learning_rate", "grad_norm")}
+            for event in events
+            if event["event"] == "step"
+        ),
+        evaluations=tuple(
+            {"step": event["step"], "epoch": event["epoch"], **_main_scores(event["scores"])}
+            for event in events
+            if event["event"] == "evaluation"
+        ),
+        examples=mistakes(assessment),
+        notes=assessment.notes,
+        commands=next_commands(folder, data),
+    )
+
+
+def _main_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
+    wanted = ("loss", "accuracy", "macro_f1", "micro_f1", "mcc")
+    return {key: value for key in wanted if (value := scores.get(key)) is not None}
+
+
+def next_commands(folder: RunFolder, data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The three commands that a person would type next."""
+    pair = any(file["columns"]["text_pair"] for file in data["files"])
+    example = "--text 'some text'" + (" --text-pair 'another'" if pair else "")
+    return (
+        f"qlassify predict {folder.path} {example}",
+        f"qlassify predict {folder.path} FILE > predictions.jsonl",
+        f"qlassify evaluate {folder.path} FILE",
+    )

@@ -1,0 +1,61 @@
+"""The command's entry: its verbs, and the one place where an error becomes a sentence and an exit code.
+
+A verb's module is small and imports the rooms below only when the verb runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from qlassify.cli import demo, evaluate, predict, train
+from qlassify.errors import QlassifyError
+from qlassify.version import __version__
+
+app = typer.Typer(
+    name="qlassify",
+    help="Fine-tune pretrained transformers into text classifiers that you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("demo")(demo.demo)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"qlassify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune pretrained transformers into text classifiers that you can trust."""
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
+    try:
+        app()
+    except QlassifyError as error:
+        if "--debug" in sys.argv:
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps(error.as_dict(), ensure_ascii=False))
+        print(f"qlassify: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,60 @@
+"""Options that several verbs share, and how flags become settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+READING = "Reading the data"
+MODEL = "Model and method"
+TRAINING = "Training"
+OUTPUT = "Output"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", rich_help_panel=OUTPUT)]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder to write.", rich_help_panel=OUTPUT)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Base model: a directory, a packaged model or a Hugging Face id.", rich_help_panel=MODEL),
+]
+TextColumn = Annotated[
+    str | None, typer.Option("--text", help="Text column, by name or 1-based number.", rich_help_panel=READING)
+]
+PairColumn = Annotated[
+    str | None, typer.Option("--text-pair", help="Column of the second text.", rich_help_panel=READING)
+]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Label column.", rich_help_panel=READING)]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(help="Splits one cell into several labels (multi-label).", rich_help_panel=READING),
+]
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Whether the file has a header.", rich_help_panel=READING)
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help="csv, tsv, jsonl or parquet.", rich_help_panel=READING)
+]
+
+
+def reading_settings(
+    *,
+    text: str | None,
+    text_pair: str | None,
+    label: str | None,
+    label_separator: str | None,
+    header: bool | None,
+    format: str | None,
+) -> dict[str, Any]:
+    """The reading flags that were given, as settings of the data section."""
+    return given(
+        text=text, text_pair=text_pair, label=label, label_separator=label_separator, header=header, format=format
+    )
+
+
+def given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given: those that are not None."""
+    return {name: value for name, value in flags.items() if value is not None}

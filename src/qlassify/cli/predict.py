@@ -1,0 +1,61 @@
+"""``qlassify predict``: labels and probabilities for texts, in the order in which they came."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlassify.cli import options
+from qlassify.cli.options import READING
+from qlassify.errors import ConfigError
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the model folder of one.")],
+    source: Annotated[
+        str | None, typer.Argument(help="File with texts (CSV, TSV, JSONL, Parquet, or one text a line); - is stdin.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text to classify (repeatable).")] = None,
+    text_pair: Annotated[list[str] | None, typer.Option(help="The second text of each --text.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Text column of the file.", rich_help_panel=READING)
+    ] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(help="Column of the second text.", rich_help_panel=READING)
+    ] = None,
+    header: options.Header = None,
+    format: options.Format = None,
+    base: options.Base = None,
+    device: options.Device = None,
+    output: Annotated[
+        str, typer.Option(help="Lines to write: jsonl, csv or tsv.", rich_help_panel="Output")
+    ] = "jsonl",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Classify texts with RUN: those of a file, of standard input, or those given with --text."""
+    from qlassify import scoring
+    from qlassify.cli import lines
+    from qlassify.pipeline import ClassifyPipeline
+
+    if (source is None) == (text is None):
+        raise ConfigError("give either a file (or -) or --text", where="predict")
+    if text_pair is not None and len(text_pair) != len(text or ()):
+        raise ConfigError("--text-pair is given once for each --text", got=len(text_pair), wanted=len(text or ()))
+    pipeline = ClassifyPipeline.load(run, device=device or "auto", base=base)
+    if text is not None:
+        predictions = scoring.predict_texts(pipeline, text, text_pair)
+        if json or not sys.stdout.isatty():
+            lines.write_lines(iter([predictions]), "jsonl", pipeline.labels.names)
+        else:
+            lines.show_predictions(predictions, text, text_pair)
+        return
+    reading = options.given(text=text_column, text_pair=text_pair_column, header=header, format=format)
+    chunks = scoring.predict_file(pipeline, source or "-", reading)
+    total = lines.write_lines(chunks, output, pipeline.labels.names)
+    if not quiet:
+        print(f"{total.rows} rows predicted, {total.rejected} rejected", file=sys.stderr)

@@ -1,0 +1,256 @@
+"""What a person sees of a job: a few lines per stage, a progress bar on a terminal, a table at the end.
+
+Off a terminal the bar becomes a plain line per evaluation. With ``--json`` only one JSON document is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, ModelEvent, PlanEvent, ResumeEvent, SavedEvent
+from qlassify.planning.plan import human_bytes, human_count
+from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
+
+if TYPE_CHECKING:
+    from qlassify.assessment import Assessment
+
+MAX_SHOWN_CLASSES = 12
+"""Classes in the terminal's per-class table; the report has all of them."""
+
+
+class TrainView:
+    """Renders the events of a training job.
+
+    Args:
+        as_json: print one JSON document at the end and nothing else.
+        quiet: print the result only.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.silent = as_json or quiet
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._loss = 0.0
+        self._rate = _Rate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop_progress()
+
+    def show(self, event: JobEvent) -> None:
+        """Render one event."""
+        if isinstance(event, FinishedEvent):
+            self._finished(event)
+        elif not self.silent:
+            handlers: dict[type, Callable[[Any], None]] = {
+                DatasetEvent: self._dataset,
+                ModelEvent: self._model,
+                PlanEvent: self._plan,
+                ResumeEvent: self._resumed,
+                StepEvent: self._step,
+                SkippedStepEvent: self._skipped,
+                EvaluationEvent: self._evaluation,
+                TrainingEndEvent: self._trained,
+                SavedEvent: self._saved,
+            }
+            if not isinstance(event, CheckpointEvent):
+                handlers[type(event)](event)
+
+    def _line(self, head: str, body: str) -> None:
+        text = Text(f"{head:<10}", style="bold")
+        text.append(body, style="not bold")
+        (self._progress.console if self._progress else self.console).print(text)
+
+    def _dataset(self, event: DatasetEvent) -> None:
+        dataset = event.dataset
+        rows = ", ".join(f"{len(part)} {name}" for name, part in dataset.parts().items())
+        kind = "multi-label" if dataset.labels.multi_label else "single-label"
+        columns = dataset.train.corpus.columns
+        pair = f" + {columns.text_pair}" if columns.text_pair else ""
+        names = dataset.labels.names
+        listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        self._line("data", f"{rows} rows; {columns.text}{pair} -> {columns.label}, {kind}")
+        self._line("labels", f"{len(names)}: {listed}")
+
+    def _model(self, event: ModelEvent) -> None:
+        training = event.run.training
+        self._line("model", f"{event.summary} ({event.reason})")
+        self._line(
+            "training",
+            f"{training.epochs} epochs of batches of {training.batch_size * training.accumulation_steps}, "
+            f"learning rate {training.learning_rate:g} {training.schedule} after {training.warmup_fraction:.0%} "
+            f"warm-up, seed {event.run.seed}",
+        )
+
+    def _plan(self, event: PlanEvent) -> None:
+        plan, stats = event.plan, event.stats
+        self._line(
+            "plan",
+            f"{plan.steps} steps, {human_count(plan.tokens)} tokens (mean {stats['mean']:.0f}, longest "
+            f"{stats['max']:.0f} a text); weights {human_bytes(plan.frozen_bytes)}, training state "
+            f"{human_bytes(plan.trainable_bytes)}, activations about {human_bytes(plan.activation_bytes)}",
+        )
+        for note in event.notes:
+            self._line("note", note)
+
+    def _resumed(self, event: ResumeEvent) -> None:
+        for problem in event.problems:
+            self._line("warning", f"passed over: {problem}")
+        self._line("resume", f"after step {event.step}" if event.step else "no checkpoint yet: from the beginning")
+
+    def _step(self, event: StepEvent) -> None:
+        self._loss = event.loss if event.step == 1 else 0.9 * self._loss + 0.1 * event.loss
+        self._rate.add(event)
+        if not self.console.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("[bold]train    "),
+                BarColumn(bar_width=30),
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("train", total=event.total_steps, state="")
+            self._progress.start()
+        state = f"loss {self._loss:.3f}  {self._rate.rows_per_second:.0f} rows/s"
+        self._progress.update(self._task, completed=event.step, state=state)
+
+    def _skipped(self, event: SkippedStepEvent) -> None:
+        rows = ", ".join(str(row) for row in event.row_numbers[:8])
+        self._line("warning", f"step {event.step} skipped: loss {event.loss} or its gradient is not finite; rows {rows}")
+
+    def _evaluation(self, event: EvaluationEvent) -> None:
+        score = event.scores.get(event.metric)
+        shown = "undefined" if score is None else f"{score:.4f}"
+        mark = "  best so far" if event.improved else ""
+        self._line(
+            "epoch",
+            f"{event.epoch:.4g}: train loss {self._loss:.3f}, validation {event.metric} {shown}{mark} "
+            f"({self._rate.rows_per_second:.0f} rows/s)",
+        )
+
+    def _trained(self, event: TrainingEndEvent) -> None:
+        self._stop_progress()
+        early = ", stopped early" if event.stopped_early else ""
+        skipped = f", {event.skipped_steps} steps skipped" if event.skipped_steps else ""
+        self._line("trained", f"{event.step} steps{early}{skipped}; weights of step {event.best_step} kept")
+
+    def _saved(self, event: SavedEvent) -> None:
+        self._line("saved", str(event.path))
+
+    def _stop_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _finished(self, event: FinishedEvent) -> None:
+        from qlassify.assessment import as_json, next_commands
+        from qlassify.runs import read_json
+
+        commands = next_commands(event.folder, read_json(event.folder.file("data.json")))
+        if self.as_json:
+            record = {
+                "run": str(event.folder.path),
+                "seconds": round(event.seconds, 3),
+                "measured": dict(event.measured),
+                **as_json(event.assessment),
+                "next": list(commands),
+            }
+            print(json.dumps(record, ensure_ascii=False))
+            return
+        print_assessment(self.console, event.assessment)
+        self.console.print(
+            f"{event.measured['training_seconds']:.0f} s of training, {event.seconds:.0f} s in all, "
+            f"peak memory {human_bytes(event.measured['peak_memory_bytes'])}"
+        )
+        self.console.print(f"run    {event.folder.path}")
+        self.console.print(f"report {event.folder.evaluation / 'report.html'}")
+        self.console.print("\nnext:")
+        for command in commands:
+            self.console.print(f"  {command}", markup=False)
+
+
+class _Rate:
+    """Rows per second over the steps since the last second began, so that a slow start is forgotten."""
+
+    def __init__(self) -> None:
+        self.rows_per_second = 0.0
+        self._rows = 0
+        self._seconds = 0.0
+        self._began = time.monotonic()
+
+    def add(self, event: StepEvent) -> None:
+        """Count a step."""
+        self._rows += event.rows
+        self._seconds += event.seconds
+        if self.rows_per_second == 0 or time.monotonic() - self._began > 1:
+            self.rows_per_second = self._rows / max(self._seconds, 1e-9)
+            self._rows, self._seconds, self._began = 0, 0.0, time.monotonic()
+
+
+def show_assessment(assessment: Assessment, directory: Path | None, *, as_json: bool, quiet: bool) -> None:
+    """Print scores of a trained classifier."""
+    from qlassify.assessment import as_json as to_json
+
+    if as_json:
+        record = {**to_json(assessment), "written_to": None if directory is None else str(directory)}
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    print_assessment(console, assessment)
+    if not quiet:
+        for note in assessment.notes:
+            console.print(f"note   {note}", markup=False)
+        if directory is not None:
+            console.print(f"report {directory / 'report.html'}", markup=False)
+
+
+def print_assessment(console: Console, assessment: Assessment) -> None:
+    """The score table beside the baselines, and the classes, weakest first."""
+    metrics = assessment.metrics
+    multi_label = metrics.task == "multi_label"
+    columns = (
+        ("macro_f1", "micro_f1", "subset_accuracy", "lrap", "log_loss")
+        if multi_label
+        else ("accuracy", "macro_f1", "weighted_f1", "mcc", "log_loss")
+    )
+    table = Table(title=f"{assessment.part}: {metrics.num_rows} rows", title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(Text("this model", style="bold"), *(_number(metrics.values.get(name)) for name in columns))
+    for baseline in assessment.baselines:
+        table.add_row(baseline.name, *(_number(baseline.metrics.values.get(name)) for name in columns))
+    console.print()
+    console.print(table)
+    classes = sorted(metrics.classes, key=lambda one: one.f1)
+    table = Table(title="classes, weakest first", title_justify="left", title_style="bold")
+    for name in ("label", "precision", "recall", "f1", "rows"):
+        table.add_column(name, justify="left" if name == "label" else "right")
+    for one in classes[:MAX_SHOWN_CLASSES]:
+        table.add_row(
+            Text(one.name), _number(one.precision), _number(one.recall), _number(one.f1), str(one.support)
+        )
+    console.print(table)
+    if len(classes) > MAX_SHOWN_CLASSES:
+        console.print(f"... and {len(classes) - MAX_SHOWN_CLASSES} more, all in the report")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,338 @@
+"""One training job, from a data file to a report: the order of things, as a generator of events.
+
+    read -> label and split -> find the model -> settle the settings -> tokenise -> plan -> train -> save
+         -> evaluate beside the baselines -> report
+
+Each stage yields what it came to; the command shows it, and nothing here prints. A finished stage has written its
+file, so a run that stops can be read and, from its first checkpoint on, resumed. ``resume`` walks the same road
+with the settings that ``run.yaml`` records: whatever was chosen for the first half holds for the second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qlassify import runs
+from qlassify.assessment import Assessment, assess, write_assessment
+from qlassify.config import recommend
+from qlassify.config.files import layer, read_settings, write_settings
+from qlassify.config.run import DataConfig, RunConfig
+from qlassify.data.corpus import ReadOptions, read_corpus
+from qlassify.data.dataset import Dataset, build_dataset
+from qlassify.data.labels import label_counts
+from qlassify.data.stats import DataStats
+from qlassify.data.tokenise import Encoded
+from qlassify.errors import CheckpointError, ConfigError
+from qlassify.pipeline import ClassifyPipeline
+from qlassify.planning.plan import Plan, make_plan, summarise
+from qlassify.runs import EventLog, RunFolder
+from qlassify.training.checkpoint import CheckpointStore
+from qlassify.training.events import StepEvent, TrainingEvent, as_record
+from qlassify.training.loop import StopRequest, TrainingLoop
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetEvent:
+    """The files are read, labelled and split."""
+
+    dataset: Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvent:
+    """The base model is loaded, the settings are settled, the method is attached.
+
+    Attributes:
+        summary: one line on model, method and head.
+        run: the settled settings.
+        reason: why this precision.
+        packed: whether batches run without padding.
+    """
+
+    summary: str
+    run: RunConfig
+    reason: str
+    packed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEvent:
+    """The rows are tokenised and the run is planned.
+
+    Attributes:
+        plan: what the run will need.
+        stats: token lengths of the training rows.
+        notes: a sentence for each lossy act of tokenising.
+    """
+
+    plan: Plan
+    stats: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeEvent:
+    """An earlier run goes on after ``step``; ``problems`` names damaged checkpoints that were passed over."""
+
+    step: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedEvent:
+    """The classifier with its best weights is in ``path``; the last stage, evaluation, begins."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEvent:
+    """The run is over.
+
+    Attributes:
+        folder: where everything is.
+        assessment: scores, baselines, mistakes.
+        seconds: wall time of the whole job.
+        measured: what the plan's figures turned out to be.
+    """
+
+    folder: RunFolder
+    assessment: Assessment
+    seconds: float
+    measured: Mapping[str, float]
+
+
+JobEvent = DatasetEvent | ModelEvent | PlanEvent | ResumeEvent | TrainingEvent | SavedEvent | FinishedEvent
+
+
+def train(settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | None = None) -> Iterator[JobEvent]:
+    """Train a classifier in a new run folder.
+
+    Args:
+        settings: the user's own settings; everything they leave open is chosen for the data.
+        out: the run folder; ``runs/<data>-<time>`` when None.
+        stop: lets a signal handler ask for a checkpoint and an end.
+
+    Raises:
+        QlassifyError: whatever is wrong, before anything is written if it can be known then.
+    """
+    started = time.perf_counter()
+    asked = RunConfig.parse(settings)
+    if not asked.data.train:
+        raise ConfigError("no training data was given", where="data.train", wanted="a CSV, TSV, JSONL or Parquet file")
+    dataset = read_dataset(asked)
+    yield DatasetEvent(dataset)
+    pipeline = ClassifyPipeline.open(asked.model.base, asked)
+    facts = pipeline.facts(dataset)
+    run = RunConfig.parse(layer(recommend.recommended_settings(facts), settings))
+    run = _settled(run, pipeline)
+    pipeline.run = run
+    pipeline.prepare_for(dataset)
+    folder = runs.create_run_folder(out or runs.default_run_path(asked.data.train, time.time()))
+    write_settings(folder.config, run.model_dump(mode="json"))
+    yield from _carry_out(pipeline, dataset, folder, stop=stop, started=started, resumed=False)
+
+
+def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]:
+    """Continue a run where its last checkpoint stands.
+
+    Raises:
+        ConfigError: not a run folder.
+        CheckpointError: the run is finished, or its data has changed.
+    """
+    started = time.perf_counter()
+    folder = runs.open_run_folder(path)
+    if (folder.evaluation / "metrics.json").is_file():
+        raise CheckpointError(
+            "the run is finished", where=path, do=f"Look at {folder.evaluation / 'report.html'}, or train anew."
+        )
+    run = RunConfig.parse(read_settings(folder.config), where=str(folder.config))
+    dataset = read_dataset(run)
+    _require_same_data(folder, dataset)
+    yield DatasetEvent(dataset)
+    pipeline = ClassifyPipeline.open(run.model.base, run)
+    pipeline.prepare_for(dataset)
+    yield from _carry_out(pipeline, dataset, folder, stop=stop, started=started, resumed=True)
+
+
+def read_dataset(run: RunConfig) -> Dataset:
+    """Read, label and split the files of a run."""
+    data = run.data
+    options = read_options(data)
+    return build_dataset(
+        read_corpus(data.train, options),
+        None if data.eval is None else read_corpus(data.eval, options),
+        None if data.test is None else read_corpus(data.test, options),
+        fraction=data.eval_fraction,
+        seed=run.seed,
+    )
+
+
+def read_options(data: DataConfig) -> ReadOptions:
+    """How the data section says that files are to be read."""
+    return ReadOptions(
+        text=data.text,
+        text_pair=data.text_pair,
+        label=data.label,
+        format=data.format,
+        header=data.header,
+        label_separator=data.label_separator,
+        multi_label=data.multi_label,
+    )
+
+
+def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
+    """The settings with everything that was ``auto`` in its place, and paths that hold from any folder."""
+    base = pipeline.source
+    paths = {name: getattr(run.data, name) for name in ("train", "eval", "test")}
+    return run.replace(
+        data={
+            **run.data.model_dump(),
+            **{name: str(Path(path).resolve()) for name, path in paths.items() if path is not None},
+        },
+        model={
+            **run.model.model_dump(),
+            "base": str(base.directory) if base.kind == "path" else base.name,
+            "pooling": pipeline.pooling,
+            "max_length": pipeline.encoder.max_length,
+            "precision": pipeline.placement.precision,
+            "device": pipeline.placement.device,
+        },
+    )
+
+
+def _require_same_data(folder: RunFolder, dataset: Dataset) -> None:
+    """The files are still those that the run began with."""
+    known = {file["part"]: file["sha256"] for file in runs.read_json(folder.file("data.json"))["files"]}
+    for file in dataset.facts()["files"]:
+        if known.get(file["part"]) != file["sha256"]:
+            raise CheckpointError(
+                "the data has changed since the run began",
+                where=file["path"],
+                got=f"SHA-256 {file['sha256'][:16]}...",
+                wanted=f"{str(known.get(file['part']))[:16]}...",
+                do="Restore the file, or start a new run.",
+            )
+
+
+def _carry_out(
+    pipeline: ClassifyPipeline,
+    dataset: Dataset,
+    folder: RunFolder,
+    *,
+    stop: StopRequest | None,
+    started: float,
+    resumed: bool,
+) -> Iterator[JobEvent]:
+    """Everything from the settled settings to the report."""
+    placement = pipeline.placement
+    yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
+    encoded = pipeline.encode_dataset(dataset)
+    notes = (*dataset.notes, *_model_notes(pipeline), *_token_notes(encoded, pipeline.encoder.max_length))
+    stats = summarise((encoded["train"].lengths + encoded["train"].lost_tokens).tolist())
+    plan = _plan(pipeline, encoded["train"])
+    yield PlanEvent(plan, stats, notes)
+    environment = runs.environment(
+        precision=placement.precision, device=placement.device, threads=torch.get_num_threads()
+    )
+    if not resumed:
+        runs.write_json(folder.file("environment.json"), environment)
+        runs.write_json(folder.file("data.json"), _data_facts(dataset, encoded, stats))
+        runs.write_json(folder.file("plan.json"), {"planned": plan.as_dict(), "measured": None})
+    loop = pipeline.training_loop(dataset, encoded, store=CheckpointStore(folder.checkpoints), stop=stop)
+    training_started = time.perf_counter()
+    if resumed:
+        yield _resume_loop(loop, folder)
+    yield from _logged(loop, folder, resumed=resumed)
+    training_seconds = time.perf_counter() - training_started
+    pipeline.save(folder.model)
+    yield SavedEvent(folder.model)
+    assessment = assess(pipeline, dataset, encoded, notes=notes)
+    measured = {
+        "training_seconds": round(training_seconds, 3),
+        "peak_memory_bytes": runs.peak_memory_bytes(),
+        "steps": loop.progress.step,
+        "total_seconds": round(time.perf_counter() - started, 3),
+    }
+    runs.write_json(folder.file("plan.json"), {"planned": plan.as_dict(), "measured": measured})
+    write_assessment(folder, pipeline, assessment, environment=environment)
+    yield FinishedEvent(folder, assessment, time.perf_counter() - started, measured)
+
+
+def _resume_loop(loop: TrainingLoop, folder: RunFolder) -> ResumeEvent:
+    """Put the newest whole checkpoint into the loop; without one, the run starts from its beginning."""
+    checkpoint, problems = CheckpointStore(folder.checkpoints).latest()
+    if checkpoint is not None:
+        loop.resume(checkpoint)
+    return ResumeEvent(loop.progress.step, problems)
+
+
+def _logged(loop: TrainingLoop, folder: RunFolder, *, resumed: bool) -> Iterator[TrainingEvent]:
+    """The loop's events, each written to ``metrics.jsonl``; steps only every ``log_interval``."""
+    log = EventLog(folder.metrics, after_step=loop.progress.step if resumed else None)
+    interval = loop.config.log_interval
+    try:
+        for event in loop.run():
+            if not isinstance(event, StepEvent) or event.step % interval == 0 or event.step in (1, event.total_steps):
+                log.write(as_record(event))
+            yield event
+    finally:
+        log.close()
+
+
+def _plan(pipeline: ClassifyPipeline, encoded: Encoded) -> Plan:
+    training = pipeline.run.training
+    return make_plan(
+        pipeline.model_shape(),
+        trainable_parameters=pipeline.num_trainable_parameters(),
+        lengths=encoded.lengths,
+        epochs=training.epochs,
+        rows_per_step=training.batch_size * training.accumulation_steps,
+        token_budget=training.token_budget,
+    )
+
+
+def _model_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:
+    if pipeline.backbone.packed:
+        return ()
+    kind = pipeline.backbone.model_type
+    return (f"The architecture {kind} cannot be packed; it ran on padded batches of similar length.",)
+
+
+def _token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, ...]:
+    """A sentence for each part in which something was cut off or came to nothing."""
+    notes: list[str] = []
+    for name, part in encoded.items():
+        if part.num_truncated:
+            share = 100 * part.num_truncated / len(part)
+            lost = int(part.lost_tokens.sum())
+            notes.append(
+                f"{part.num_truncated} of {len(part)} {name} texts ({share:.1f} %) were cut at {max_length} tokens; "
+                f"{lost} tokens at their ends were not read."
+            )
+        if part.num_empty:
+            notes.append(f"{part.num_empty} {name} texts came to no token and were read as one unknown token.")
+    return tuple(notes)
+
+
+def _data_facts(dataset: Dataset, encoded: Mapping[str, Encoded], stats: Mapping[str, float]) -> dict[str, Any]:
+    counts = label_counts(dataset.train.targets, len(dataset.labels))
+    summary = DataStats.from_corpus(encoded["train"], counts)
+    return {
+        **dataset.facts(),
+        "train_tokens": dict(stats),
+        "truncated": {name: part.num_truncated for name, part in encoded.items()},
+        "lost_tokens": {name: int(np.sum(part.lost_tokens)) for name, part in encoded.items()},
+        "stats": {
+            "p99_token_length": summary.p99_token_length,
+            "imbalance_ratio": round(summary.imbalance_ratio, 3),
+            "minority_count": summary.minority_count,
+        },
+    }

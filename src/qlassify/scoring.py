@@ -1,0 +1,185 @@
+"""Jobs on a trained classifier: score a labelled file, predict a file of any size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlassify import runs
+from qlassify.assessment import Assessment, assess_rows, write_assessment
+from qlassify.config.files import layer, read_settings
+from qlassify.config.run import DataConfig, RunConfig
+from qlassify.data.corpus import read_corpus
+from qlassify.data.dataset import Dataset, label_rows
+from qlassify.data.rows import RowChunk, iter_text_rows
+from qlassify.errors import DataError, QlassifyError
+from qlassify.job import read_dataset, read_options
+from qlassify.pipeline import ClassifyPipeline, decide
+from qlassify.runs import RunFolder
+
+CHUNK_ROWS = 2048
+"""Rows in memory at once while predicting a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An assessment and where its files were written, if anywhere."""
+
+    assessment: Assessment
+    directory: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One row's answer.
+
+    Attributes:
+        row: number of the row in its file, from 1.
+        label: the label, or the tuple of labels when multi-label; empty with an error.
+        probabilities: (C,) in the order of the labels; empty with an error.
+        error: why the row could not be predicted, or None.
+    """
+
+    row: int
+    label: str | tuple[str, ...]
+    probabilities: tuple[float, ...]
+    error: str | None = None
+
+
+def evaluate_run(
+    path: Path,
+    data: Path,
+    reading: Mapping[str, Any],
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+) -> Evaluation:
+    """Score a trained classifier on a labelled file.
+
+    Args:
+        path: a run folder, or a model folder (then without baselines).
+        data: the file.
+        reading: settings of the data section that say how to read it; the run's own are the default.
+        base: where the base model is, if it is not where it was.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        out: folder for scores, predictions and report; ``RUN/evaluation/<file>`` when None.
+    """
+    pipeline = ClassifyPipeline.load(path, device=device, base=base)
+    folder, run = _run_of(path)
+    own = {} if run is None else run.data.model_dump(include=set(_READING))
+    settings = DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
+    rows = label_rows(read_corpus(data, read_options(settings)), pipeline.labels)
+    if pipeline.text_pair != (rows.corpus.pairs is not None):
+        raise DataError(
+            "the classifier was trained on " + ("text pairs" if pipeline.text_pair else "single texts"),
+            where=data,
+            got="single texts" if pipeline.text_pair else "text pairs",
+            do="Name the columns with --text and --text-pair." if pipeline.text_pair else "Leave --text-pair out.",
+        )
+    train, notes = _training_rows(run)
+    if rows.rejections:
+        notes = (*notes, f"{len(rows.rejections)} rows have labels that were not seen in training; they are left out.")
+    if rows.corpus.rejections:
+        notes = (*notes, f"{len(rows.corpus.rejections)} of {rows.corpus.total_rows} rows were rejected.")
+    encoded = pipeline.encode_corpus(rows.corpus)
+    if run is not None:
+        pipeline.run = pipeline.run.replace(
+            evaluation=run.evaluation.model_dump(), data=run.data.model_dump(), seed=run.seed
+        )
+    assessment = assess_rows(
+        pipeline, rows, encoded, part=data.name, train=None if train is None else train.train, notes=notes
+    )
+    directory = out
+    if folder is not None:
+        directory = out or folder.evaluation / data.name.split(".")[0]
+        environment = runs.environment(
+            precision=pipeline.placement.precision,
+            device=pipeline.placement.device,
+            threads=torch.get_num_threads(),
+        )
+        write_assessment(folder, pipeline, assessment, environment=environment, directory=directory)
+    return Evaluation(assessment, directory)
+
+
+_READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")
+
+
+def _run_of(path: Path) -> tuple[RunFolder | None, RunConfig | None]:
+    """The run folder that ``path`` is or lies in, with its settings; None twice when there is none."""
+    for candidate in (path, path.resolve().parent):
+        folder = RunFolder(candidate)
+        if folder.config.is_file() and folder.file("data.json").is_file():
+            return folder, RunConfig.parse(read_settings(folder.config), where=str(folder.config))
+    return None, None
+
+
+def _training_rows(run: RunConfig | None) -> tuple[Dataset | None, tuple[str, ...]]:
+    """The run's data set, for the baselines, or a note why they are left out."""
+    if run is None:
+        return None, ("The baselines are left out: a model folder does not say what it was trained on.",)
+    try:
+        return read_dataset(run), ()
+    except QlassifyError as error:
+        return None, (f"The baselines are left out: the training data cannot be read ({error.what}).",)
+
+
+def predict_texts(pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
+    """Predictions for texts at hand, numbered from 1; a blank text has an error."""
+    _require_pairs(pipeline, pairs is not None)
+    blank = [not text.strip() for text in texts]
+    kept = [index for index, empty in enumerate(blank) if not empty]
+    answers = _answer(
+        pipeline, [texts[i] for i in kept], None if pairs is None else [pairs[i] for i in kept], [i + 1 for i in kept]
+    )
+    errors = [Prediction(index + 1, (), (), "blank text") for index, empty in enumerate(blank) if empty]
+    return sorted(answers + errors, key=lambda prediction: prediction.row)
+
+
+def predict_file(
+    pipeline: ClassifyPipeline, source: str, reading: Mapping[str, Any]
+) -> Iterator[list[Prediction]]:
+    """Predictions for a file of any size, chunk by chunk, in the order of its rows.
+
+    Args:
+        pipeline: the classifier.
+        source: a path, or ``-`` for standard input.
+        reading: settings that say how to read it.
+    """
+    options = read_options(DataConfig.parse(reading))
+    origin = sys.stdin.buffer if source == "-" else source
+    for chunk in iter_text_rows(origin, options, wants_pair=pipeline.text_pair, chunk_rows=CHUNK_ROWS):
+        yield _predict_chunk(pipeline, chunk)
+
+
+def _predict_chunk(pipeline: ClassifyPipeline, chunk: RowChunk) -> list[Prediction]:
+    answers = _answer(pipeline, chunk.texts, chunk.pairs, chunk.rows)
+    errors = [Prediction(rejection.row, (), (), rejection.reason) for rejection in chunk.rejections]
+    return sorted(answers + errors, key=lambda prediction: prediction.row)
+
+
+def _answer(
+    pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None, rows: Sequence[int]
+) -> list[Prediction]:
+    if not texts:
+        return []
+    scores = pipeline.predict_proba(texts, pairs)
+    decided = decide(scores, pipeline.labels, pipeline.run.evaluation.threshold)
+    return [
+        Prediction(row, label, tuple(float(value) for value in values))
+        for row, label, values in zip(rows, decided, scores, strict=True)
+    ]
+
+
+def _require_pairs(pipeline: ClassifyPipeline, has_pairs: bool) -> None:
+    if pipeline.text_pair != has_pairs:
+        raise DataError(
+            "the classifier reads " + ("text pairs" if pipeline.text_pair else "single texts"),
+            got="single texts" if pipeline.text_pair else "text pairs",
+            do="Add --text-pair." if pipeline.text_pair else "Leave --text-pair out.",
+        )
