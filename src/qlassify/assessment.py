@@ -132,11 +132,15 @@ def mistakes(assessment: Assessment) -> tuple[Mapping[str, object], ...]:
             "row": corpus.rows[index],
             "text": corpus.texts[index] if corpus.pairs is None else f"{corpus.texts[index]} | {corpus.pairs[index]}",
             "true": ", ".join(corpus.labels[index]),
-            "predicted": predicted[index] if isinstance(predicted[index], str) else ", ".join(predicted[index]),
+            "predicted": _joined(predicted[index]),
             "probability": float(scores[index].max()),
         }
         for index in indices.tolist()
     )
+
+
+def _joined(label: str | tuple[str, ...]) -> str:
+    return label if isinstance(label, str) else ", ".join(label)
 
 
 def write_assessment(

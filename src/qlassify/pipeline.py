@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -132,9 +132,7 @@ class ClassifyPipeline(StepwisePipeline):
             method=loaded.attachment.config,
             evaluation=EvaluationConfig(threshold=record.threshold),
         )
-        pipeline = cls(
-            loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run
-        )
+        pipeline = cls(loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run)
         pipeline.text_pair = record.text_pair
         pipeline.adopt(LabelMap(record.labels, record.multi_label), loaded.classifier, loaded.attachment)
         return pipeline
@@ -198,7 +196,7 @@ class ClassifyPipeline(StepwisePipeline):
     def facts(self, dataset: Dataset) -> recommend.Facts:
         """What recommended settings depend on."""
         return recommend.Facts(
-            model_params=self.backbone.num_parameters(),
+            model_params=self.backbone.num_parameters,
             decoder=self.backbone.causal,
             num_classes=len(dataset.labels),
             num_rows=len(dataset.train),
@@ -260,7 +258,7 @@ class ClassifyPipeline(StepwisePipeline):
             raise DataError("predict takes a list of texts", got="one string", do="Write [text].")
         return self._probabilities(self.encoder.encode(list(texts), None if pairs is None else list(pairs)))
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str | tuple[str, ...]]:
         """The label of each text, or the tuple of its labels when multi-label, in the order of the texts."""
         return decide(self.predict_proba(texts, pairs), self.labels, self.run.evaluation.threshold)
 
@@ -303,13 +301,11 @@ class ClassifyPipeline(StepwisePipeline):
 
 def decide(
     probabilities_NC: npt.NDArray[np.float64], labels: LabelMap, threshold: float
-) -> list[str] | list[tuple[str, ...]]:
+) -> list[str | tuple[str, ...]]:
     """Labels from probabilities: the first largest, or all that reach the threshold."""
     names = labels.names
     if labels.multi_label:
-        return [
-            tuple(name for name, p in zip(names, row, strict=True) if p >= threshold) for row in probabilities_NC
-        ]
+        return [tuple(name for name, p in zip(names, row, strict=True) if p >= threshold) for row in probabilities_NC]
     return [names[index] for index in probabilities_NC.argmax(axis=1)]
 
 

@@ -16,6 +16,7 @@ Small files are written to a neighbour and renamed, so that a reader never meets
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -160,7 +161,7 @@ class EventLog:
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, float) and not (value - value == 0):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

@@ -141,9 +141,7 @@ def predict_texts(pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Seque
     return sorted(answers + errors, key=lambda prediction: prediction.row)
 
 
-def predict_file(
-    pipeline: ClassifyPipeline, source: str, reading: Mapping[str, Any]
-) -> Iterator[list[Prediction]]:
+def predict_file(pipeline: ClassifyPipeline, source: str, reading: Mapping[str, Any]) -> Iterator[list[Prediction]]:
     """Predictions for a file of any size, chunk by chunk, in the order of its rows.
 
     Args:
@@ -171,8 +169,7 @@ def _answer(
     scores = pipeline.predict_proba(texts, pairs)
     decided = decide(scores, pipeline.labels, pipeline.run.evaluation.threshold)
     return [
-        Prediction(row, label, tuple(float(value) for value in values))
-        for row, label, values in zip(rows, decided, scores, strict=True)
+        Prediction(row, label, tuple(values)) for row, label, values in zip(rows, decided, scores.tolist(), strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ below. Whoever wants a whole training run uses ``ClassifyPipeline.fit``; this fa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.methods.inject import Attachment, attach, linear_layers
+from qlassify.methods.lora import linear_shape
 from qlassify.methods.state import merge
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
@@ -251,9 +253,7 @@ class StepwisePipeline:
         """Loss and accuracy of a batch, and (B, C) probabilities in the order of the samples."""
         return self._forward(self.encoder.encode([sample.input for sample in samples]), _classes(samples))
 
-    def _forward(
-        self, encoded: Encoded, targets: npt.NDArray[Any]
-    ) -> tuple[BatchResult, npt.NDArray[np.float64]]:
+    def _forward(self, encoded: Encoded, targets: npt.NDArray[Any]) -> tuple[BatchResult, npt.NDArray[np.float64]]:
         trainable = self.trainable
         self._check_targets(targets)
         logits = predict_logits(trainable.classifier, encoded)
@@ -344,12 +344,12 @@ class StepwisePipeline:
     def model_shape(self) -> ModelShape:
         """What a plan needs to know of the backbone."""
         config = self.backbone.model.config
-        linear = sum(module.weight.numel() for module in linear_layers(self.backbone.model).values())  # type: ignore[operator, union-attr]
+        linear = sum(math.prod(linear_shape(layer)) for layer in linear_layers(self.backbone.model).values())
         names = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim")
         sizes = [getattr(config, name, None) for name in names]
         return ModelShape(
-            num_parameters=self.backbone.num_parameters(),
-            num_linear_parameters=int(linear),
+            num_parameters=self.backbone.num_parameters,
+            num_linear_parameters=linear,
             bytes_per_parameter=2 if self.placement.precision == "bf16" else 4,
             num_layers=int(getattr(config, "num_hidden_layers", 0)),
             hidden_size=self.backbone.hidden_size,
@@ -359,7 +359,7 @@ class StepwisePipeline:
     def summary(self) -> str:
         """One line on the model, the method and the head."""
         backbone = self.backbone
-        base = f"{self.source.name} ({backbone.model_type}, {human_count(backbone.num_parameters())} parameters)"
+        base = f"{self.source.name} ({backbone.model_type}, {human_count(backbone.num_parameters)} parameters)"
         if self._trainable is None:
             return f"{base}, {self.placement.precision} on {self.placement.device}"
         method = self.run.method
@@ -376,9 +376,7 @@ def _classes(samples: Sequence[Sample] | Sequence[TokenizedSample]) -> npt.NDArr
     return np.array([sample.label for sample in samples], dtype=np.int64)
 
 
-def _weights(
-    setting: str | tuple[float, ...], labels: LabelMap, counts: npt.NDArray[np.int64] | None
-) -> Tensor | None:
+def _weights(setting: str | tuple[float, ...], labels: LabelMap, counts: npt.NDArray[np.int64] | None) -> Tensor | None:
     """(C,) class weights, or None when they are all one."""
     if isinstance(setting, tuple):
         if len(setting) != len(labels) or min(setting) <= 0:

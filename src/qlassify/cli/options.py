@@ -35,9 +35,7 @@ LabelSeparator = Annotated[
 Header = Annotated[
     bool | None, typer.Option("--header/--no-header", help="Whether the file has a header.", rich_help_panel=READING)
 ]
-Format = Annotated[
-    str | None, typer.Option("--format", help="csv, tsv, jsonl or parquet.", rich_help_panel=READING)
-]
+Format = Annotated[str | None, typer.Option("--format", help="csv, tsv, jsonl or parquet.", rich_help_panel=READING)]
 
 
 def reading_settings(

@@ -20,9 +20,7 @@ def predict(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to classify (repeatable).")] = None,
     text_pair: Annotated[list[str] | None, typer.Option(help="The second text of each --text.")] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Text column of the file.", rich_help_panel=READING)
-    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Text column of the file.", rich_help_panel=READING)] = None,
     text_pair_column: Annotated[
         str | None, typer.Option(help="Column of the second text.", rich_help_panel=READING)
     ] = None,
@@ -30,9 +28,7 @@ def predict(
     format: options.Format = None,
     base: options.Base = None,
     device: options.Device = None,
-    output: Annotated[
-        str, typer.Option(help="Lines to write: jsonl, csv or tsv.", rich_help_panel="Output")
-    ] = "jsonl",
+    output: Annotated[str, typer.Option(help="Lines to write: jsonl, csv or tsv.", rich_help_panel="Output")] = "jsonl",
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

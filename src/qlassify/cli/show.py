@@ -133,7 +133,9 @@ class TrainView:
 
     def _skipped(self, event: SkippedStepEvent) -> None:
         rows = ", ".join(str(row) for row in event.row_numbers[:8])
-        self._line("warning", f"step {event.step} skipped: loss {event.loss} or its gradient is not finite; rows {rows}")
+        self._line(
+            "warning", f"step {event.step} skipped: loss {event.loss} or its gradient is not finite; rows {rows}"
+        )
 
     def _evaluation(self, event: EvaluationEvent) -> None:
         score = event.scores.get(event.metric)
@@ -244,9 +246,7 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     for name in ("label", "precision", "recall", "f1", "rows"):
         table.add_column(name, justify="left" if name == "label" else "right")
     for one in classes[:MAX_SHOWN_CLASSES]:
-        table.add_row(
-            Text(one.name), _number(one.precision), _number(one.recall), _number(one.f1), str(one.support)
-        )
+        table.add_row(Text(one.name), _number(one.precision), _number(one.recall), _number(one.f1), str(one.support))
     console.print(table)
     if len(classes) > MAX_SHOWN_CLASSES:
         console.print(f"... and {len(classes) - MAX_SHOWN_CLASSES} more, all in the report")

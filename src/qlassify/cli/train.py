@@ -38,24 +38,18 @@ def train(
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha.", rich_help_panel=MODEL)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", rich_help_panel=TRAINING)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per batch.", rich_help_panel=TRAINING)] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)
-    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = None,
     class_weights: Annotated[
         str | None,
         typer.Option(help="uniform, inverse, sqrt_inverse or effective_number.", rich_help_panel=TRAINING),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any setting: training.epochs=5 (repeatable).", rich_help_panel=TRAINING),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)] = None,
     out: options.Out = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -79,9 +73,7 @@ def train(
                 format=format,
             ),
         ),
-        "model": options.given(
-            base=base, pooling=pooling, max_length=max_length, precision=precision, device=device
-        ),
+        "model": options.given(base=base, pooling=pooling, max_length=max_length, precision=precision, device=device),
         "method": options.given(kind=method, rank=rank, alpha=alpha),
         "training": options.given(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, class_weights=class_weights

@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -40,7 +40,7 @@ def read_settings(path: str | Path) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("cannot read the configuration file", where=path, got=error) from None
     try:
-        settings = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        settings = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError("not valid YAML", where=path, got=" ".join(str(error).split())) from None
     if settings is None:
@@ -65,7 +65,7 @@ def parse_override(text: str) -> Settings:
             "an override is NAME=VALUE", where="--set", got=repr(text), do="Write for example training.epochs=5."
         )
     try:
-        settings: Any = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        settings: Any = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
         settings = value
     for key in reversed(keys):

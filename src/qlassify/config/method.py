@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 import pydantic
 
 from qlassify.config.section import Section
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR: Final = "all-linear"
 """The target that means every linear layer of the backbone."""
 
 

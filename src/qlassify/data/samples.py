@@ -69,19 +69,26 @@ def read_multi_label_samples(path: str | os.PathLike[str], num_classes: int) -> 
     """
     samples = []
     for number, record in _records(path):
-        flags = record.get("labels")
-        if flags is None and isinstance(record.get("label"), int):
-            flags = [float(index == record["label"]) for index in range(num_classes)]
-        numeric = isinstance(flags, list) and all(isinstance(flag, (int, float)) for flag in flags)
-        if not numeric or len(flags) != num_classes or ("label" in record and sum(flags) != 1):
+        flags = _flags(record, num_classes)
+        if len(flags) != num_classes:
             raise DataError(
                 "F-CLASS-001: the labels are not one number per class",
                 where=f"{path}, line {number}",
                 got=repr(record.get("labels", record.get("label"))),
                 wanted=f"{num_classes} numbers",
             )
-        samples.append(MultiLabelSample(record["input"], tuple(float(flag) for flag in flags)))
+        samples.append(MultiLabelSample(record["input"], tuple(flags)))
     return samples
+
+
+def _flags(record: dict[str, Any], num_classes: int) -> list[float]:
+    """One number per class from ``labels``, or from a single ``label``; empty when there are none."""
+    flags, label = record.get("labels"), record.get("label")
+    if flags is None and isinstance(label, int) and 0 <= label < num_classes:
+        return [float(index == label) for index in range(num_classes)]
+    if isinstance(flags, list) and all(isinstance(flag, (int, float)) for flag in flags):
+        return [float(flag) for flag in flags]
+    return []
 
 
 def _records(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:

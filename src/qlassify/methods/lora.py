@@ -99,9 +99,7 @@ class LoraLinear(nn.Module):
 
     is_adapter = True
 
-    def __init__(
-        self, base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout: torch.Generator
-    ) -> None:
+    def __init__(self, base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout: torch.Generator) -> None:
         super().__init__()
         self.base = base
         self.scaling = config.scaling

@@ -300,7 +300,7 @@ def _bucket_backward(
         flat_g = g[:, :, :, rows].reshape(flat_k.shape[0], -1, v.shape[-1])
         block_v = torch.bmm(flat_p.transpose(1, 2), flat_g)
         grad_p = torch.bmm(flat_g, flat_v.transpose(1, 2)).view(wide.shape).to(wide.dtype)
-        grad_s = torch._softmax_backward_data(grad_p, wide, -1, wide.dtype)  # type: ignore[attr-defined]
+        grad_s = torch._softmax_backward_data(grad_p, wide, -1, wide.dtype)
         if slope is not None:
             grad_s = grad_s * slope
         flat_s = grad_s.to(query.dtype).view(flat_p.shape) * rule.scaling

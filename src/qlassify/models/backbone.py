@@ -48,6 +48,7 @@ class Backbone(nn.Module):
         hidden_size: H.
         causal: whether a token sees only what precedes it.
         max_positions: longest text the model has positions for, or None when it has no bound.
+        num_parameters: parameters of the pretrained model, tied ones counted once.
         vocab_size: rows of the token embedding.
         packed: whether batches run without padding.
     """
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
         self.directory = directory
         config = model.config
         self.model_type = str(config.model_type)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         embeddings = model.get_input_embeddings()
         self.vocab_size = int(embeddings.num_embeddings)
         self.hidden_size = int(config.hidden_size)
@@ -71,16 +73,14 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the weights."""
-        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-
-    def num_parameters(self) -> int:
-        """Parameters of the pretrained model, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return dtype
 
     def train(self, mode: bool = True) -> Backbone:
         """Modules attached to the backbone follow ``mode``; the pretrained ones stay in evaluation mode."""
@@ -153,7 +153,9 @@ class Backbone(nn.Module):
         finally:
             with _quiet_transformers():
                 self.model.set_attn_implementation(own)
-        alone = [self.model(input_ids=part[None], **self._optional(None)) for part in ids.split(PROBE_LENGTHS)]
+        alone = [
+            self.model(input_ids=part[None], **self._optional(None)) for part in torch.split(ids, list(PROBE_LENGTHS))
+        ]
         wanted = torch.cat([output.last_hidden_state[0] for output in alone]).double()
         error = (packed.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         good = bool((error < PROBE_TOLERANCE.get(self.dtype, 0.1)).all())
@@ -162,9 +164,7 @@ class Backbone(nn.Module):
         return good
 
 
-def load_backbone(
-    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Backbone:
+def load_backbone(directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Backbone:
     """Load the pretrained model of a directory, without its head.
 
     Args:
@@ -213,17 +213,6 @@ def load_backbone(
     return Backbone(model.to(device), directory)
 
 
-def count_parameters(directory: Path) -> int:
-    """Parameters of the backbone that a directory describes, counted without allocating them."""
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
-    with torch.device("meta"), _quiet_transformers():
-        model = AutoModel.from_config(config, trust_remote_code=False, **arguments)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _has_pooler(config: Any, auto_model: Any) -> bool:
     """Whether the architecture's base model has an optional pooler that only its own heads use."""
     model_class = auto_model._model_mapping[type(config)]
@@ -234,7 +223,9 @@ def _has_pooler(config: Any, auto_model: Any) -> bool:
 
 def _is_causal(model: Any) -> bool:
     """Whether the model's attention is causal, from its attention modules themselves."""
-    flags = {bool(module.is_causal) for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    flags = {
+        bool(module.is_causal) for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)
+    }
     if len(flags) == 1:
         return flags.pop()
     # Without a word from the attention modules, a model that can generate text reads from left to right.
@@ -243,9 +234,10 @@ def _is_causal(model: Any) -> bool:
 
 def _position_offset(model: Any) -> int:
     """Position of a text's first token: RoBERTa and its relatives start after the padding index."""
-    embeddings = getattr(model, "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids") and embeddings.padding_idx is not None:
-        return int(embeddings.padding_idx) + 1
+    embeddings: Any = getattr(model, "embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    if padding is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(padding) + 1
     return 0
 
 

@@ -2,8 +2,8 @@
 
 Resolution, in order: a path; an installed packaged model; the Hugging Face cache; the hub. The first three need no
 network and are tried completely before the hub is asked, so a machine without a network works whenever everything
-needed is local. Weights are read from safetensors only, never from pickles, and code that a checkpoint brings along is never
-run.
+needed is local. Weights are read from safetensors only, never from pickles, and code that a checkpoint brings along
+is never run.
 
 A base model is identified by the SHA-256 of its weight files. A saved classifier records it and refuses another base:
 adapters on the wrong weights give confident nonsense.
@@ -156,7 +156,7 @@ def _packaged(name: str) -> ModelSource | None:
 def _snapshot(name: str, *, local_only: bool) -> Path | None:
     """A Hugging Face snapshot with weights, from the cache or the hub; None when there is none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
     try:

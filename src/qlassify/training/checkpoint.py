@@ -5,8 +5,8 @@
         state.json           progress, and the SHA-256 of state.safetensors
 
 A checkpoint is written into a hidden folder beside the others, flushed to the disk, and renamed; a rename within one
-folder is atomic, so a reader sees the whole checkpoint or none, whenever the process dies. The newest two are kept: if the
-newest turns out damaged (its checksum differs), the one before it is used and the caller is told.
+folder is atomic, so a reader sees the whole checkpoint or none, whenever the process dies. The newest two are kept: if
+the newest turns out damaged (its checksum differs), the one before it is used and the caller is told.
 
 The best weights so far are part of every checkpoint rather than a checkpoint of their own: resuming needs one folder,
 and adapters are small.

@@ -165,9 +165,7 @@ class TrainingLoop:
         rows = self.rows_of_step(step)
         config = self.config
         optimizer = self.stepper.optimizer
-        optimizer.set_rate_factor(
-            rate_factor(step, self.total_steps, warmup=self._warmup, schedule=config.schedule)
-        )
+        optimizer.set_rate_factor(rate_factor(step, self.total_steps, warmup=self._warmup, schedule=config.schedule))
         self.stepper.accumulate(micro_batches(self.data.encoded, rows, config.token_budget), self.data.targets)
         result = self.stepper.apply()
         if not result.applied:
@@ -231,9 +229,7 @@ class TrainingLoop:
             stopped = patience is not None and since >= patience and progress.step < self.total_steps
             self.progress = replace(progress, since_best=since, stopped_early=stopped)
         epoch = self.progress.step / self.steps_per_epoch
-        return EvaluationEvent(
-            self.progress.step, epoch, scores, metric, improved, time.perf_counter() - started
-        )
+        return EvaluationEvent(self.progress.step, epoch, scores, metric, improved, time.perf_counter() - started)
 
     def _checkpoint(self, store: CheckpointStore) -> CheckpointEvent:
         path = store.save(

@@ -114,9 +114,7 @@ class Stepper:
                     torch._foreach_mul_(gradients, self.clip_norm / norm)
                 self.optimizer.step()
         applied = math.isfinite(norm)
-        result = BatchResult(
-            self._loss / max(1, self._total), self._correct, self._total, norm, applied, self._tokens
-        )
+        result = BatchResult(self._loss / max(1, self._total), self._correct, self._total, norm, applied, self._tokens)
         self.optimizer.clear_gradients()
         self._loss, self._correct, self._total, self._tokens = 0.0, 0, 0, 0
         return result
@@ -125,7 +123,8 @@ class Stepper:
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The L2 norm of all tensors together, in fp32 (float64 for float64)."""
     norms = torch._foreach_norm(list(tensors), 2)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total
 
 
 def head_parameters(classifier: Classifier) -> dict[str, nn.Parameter]:
