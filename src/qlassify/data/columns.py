@@ -187,7 +187,7 @@ def _given(names: Sequence[str], given: str, option: str, where: str) -> str:
     if len(alike) == 1:
         return alike[0]
     position = _position(given, len(names))
-    if position is not None and not alike:
+    if position is not None:
         return names[position]
     folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(given.casefold(), list(folded), n=1, cutoff=0.5)

@@ -86,11 +86,6 @@ class TextSource:
     head: str
     """The first characters, for guesses about the format."""
 
-    @property
-    def rereadable(self) -> bool:
-        """Whether ``lines`` can be called more than once."""
-        return isinstance(self.origin, Path)
-
     def lines(self) -> Iterator[str]:
         """All lines with their ends; bytes that are not UTF-8 are left for ``repair``.
 
@@ -115,9 +110,10 @@ class TextSource:
     def _open(self) -> Iterator[io.TextIOWrapper]:
         binary = self.origin if isinstance(self.origin, io.BufferedReader) else _open_binary(self.origin)
         codec, errors = ("utf-8-sig", "surrogateescape") if self.encoding == "utf-8" else (self.encoding, "strict")
-        stream = io.TextIOWrapper(binary, encoding=codec, errors=errors, newline=self.line_end)
         try:
-            yield stream
+            # Closes what is below it; a borrowed stream is below that and stays open.
+            with io.TextIOWrapper(binary, encoding=codec, errors=errors, newline=self.line_end) as stream:
+                yield stream
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(
                 "damaged gzip data", where=self.name, got=error, do="Compress or download it again"
@@ -125,10 +121,6 @@ class TextSource:
         except UnicodeDecodeError as error:
             what = f"not valid {self.encoding.upper()}, which its byte-order mark promises"
             raise DataError(what, where=self.name, got=error.reason, do="Save it as UTF-8") from None
-        finally:
-            stream.detach()
-            if self.rereadable:
-                binary.close()
 
 
 def text_source(origin: Path | IO[bytes]) -> TextSource:

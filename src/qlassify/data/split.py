@@ -6,10 +6,10 @@ memorised, and nobody sees it.
 
 Each group belongs to the stratum of its rarest label, which for one label a row is simply its class. Strata are
 filled from the smallest to the largest. Each takes its share of the rows that are still to be held out; one of at least
-two groups gives at least one and keeps at least one. What the small ones take too much or too little by rounding is
-thereby spread over the larger ones, where it does not matter, and the total stays within a few rows of the wanted one.
-A last pass looks at every class with two groups or more and moves a group where a side lacks it, which can happen when
-groups carry several labels. Whatever could not be had is said in ``notes``.
+two groups gives at least one of them and at most half of its rows. What the small ones take too much or too little by
+rounding is thereby spread over the larger ones, where it does not matter, and the total stays within a few rows of the
+wanted one. A last pass looks at every class and moves a group where a side lacks it, which can happen when groups carry
+several labels; a class of a single group belongs into training. Whatever could not be had is said in ``notes``.
 
 scikit-learn's ``StratifiedShuffleSplit`` knows no groups, its ``StratifiedGroupKFold`` no fractions, neither knows
 several labels a row, and both refuse a class with a single row. Only ``Generator.random`` is drawn from, one number a
@@ -131,45 +131,45 @@ def _take(sizes: Sequence[int], quota: float) -> list[int]:
     """Places whose sizes sum to the quota, rounded, as nearly as first come, first served gets; at least one of two."""
     if len(sizes) < 2:
         return []
-    target = math.floor(quota + 0.5)
+    # Never more than half: where another stratum gives nothing, this one must not be emptied in its stead.
+    target = min(math.floor(quota + 0.5), sum(sizes) // 2)
     taken: list[int] = []
     total = 0
     for place, size in enumerate(sizes):
-        if total + size <= target and len(taken) < len(sizes) - 1:
+        if total + size <= target:
             taken.append(place)
             total += size
     return taken or [min(range(len(sizes)), key=lambda place: (sizes[place], place))]
 
 
 def _settle(groups: Sequence[_Group], held_out: list[bool], num_classes: int) -> list[int]:
-    """Moves groups until each class with at least two is on both sides; the classes for which that failed."""
+    """Moves groups until each class with two or more is on both sides, and one with a single group in training.
+
+    Returns the classes that are on one side only: those of a single group, and those for which it failed.
+    """
     holders: list[list[int]] = [[] for _ in range(num_classes)]
-    for index, group in enumerate(groups):
-        for label in group.labels:
-            holders[label].append(index)
     on_side = [[0, 0] for _ in range(num_classes)]
     for index, group in enumerate(groups):
         for label in group.labels:
+            holders[label].append(index)
             on_side[label][held_out[index]] += 1
 
     def can_leave(index: int) -> bool:
+        # No class may lose its last group on a side, except that of a single group, which is to leave the held-out one.
         side = held_out[index]
-        return all(on_side[label][side] > 1 or len(holders[label]) < 2 for label in groups[index].labels)
+        return all(on_side[label][side] > 1 or (side and len(holders[label]) == 1) for label in groups[index].labels)
 
-    failed = []
     for label in sorted(range(num_classes), key=lambda label: (len(holders[label]), label)):
-        if len(holders[label]) < 2 or all(on_side[label]):
-            continue
-        movable = [index for index in holders[label] if can_leave(index)]
+        settled = on_side[label][0] > 0 and (on_side[label][1] > 0 or len(holders[label]) == 1)
+        movable = [] if settled else [index for index in holders[label] if can_leave(index)]
         if not movable:
-            failed.append(label)
             continue
         index = min(movable, key=lambda index: (len(groups[index].rows), groups[index].draw))
         for carried in groups[index].labels:
             on_side[carried][held_out[index]] -= 1
             on_side[carried][not held_out[index]] += 1
         held_out[index] = not held_out[index]
-    return sorted(failed + [label for label in range(num_classes) if len(holders[label]) == 1])
+    return [label for label in range(num_classes) if holders[label] and not all(on_side[label])]
 
 
 def _notes(groups: Sequence[_Group], one_sided: Sequence[int], num_held_out: int, wanted: float) -> tuple[str, ...]:
@@ -181,7 +181,8 @@ def _notes(groups: Sequence[_Group], one_sided: Sequence[int], num_held_out: int
     if repeated:
         notes.append(f"{repeated} rows share their text with another row; each such group is on one side")
     if abs(num_held_out - wanted) > max(3.0, 0.05 * wanted):
-        notes.append(f"{num_held_out} rows are held out instead of {wanted:.0f}, to have each class on both sides")
+        reason = "each class is to be on both sides and repeated texts on one"
+        notes.append(f"{num_held_out} rows are held out instead of {wanted:.0f}: {reason}")
     return tuple(notes)
 
 

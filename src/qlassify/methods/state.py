@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qlassify.config.method import LoraConfig
-from qlassify.errors import ModelError
+from qlassify.errors import ConfigError, ModelError
 from qlassify.methods.inject import Attachment
 from qlassify.methods.lora import LoraLinear
 
@@ -72,6 +72,9 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError("cannot read the adapter's configuration", where=path, got=error) from None
+    if not isinstance(settings, dict):
+        raise ModelError("not an adapter's configuration", where=path, got=type(settings).__name__)
+    _refuse_what_would_be_misread(settings, path)
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         raise ModelError(
             "this kind of adapter is not supported",
@@ -79,14 +82,34 @@ def read_adapter_config(directory: Path) -> LoraConfig:
             got=f"{settings.get('peft_type')}{' with DoRA' if settings.get('use_dora') else ''}",
             wanted="LORA",
         )
-    targets = settings["target_modules"]
-    return LoraConfig(
-        rank=settings["r"],
-        alpha=settings["lora_alpha"],
-        dropout=settings.get("lora_dropout", 0.0),
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
-        rslora=bool(settings.get("use_rslora", False)),
-    )
+    targets = settings.get("target_modules")
+    try:
+        return LoraConfig.parse(
+            {
+                "rank": settings["r"],
+                "alpha": settings["lora_alpha"],
+                "dropout": settings.get("lora_dropout", 0.0),
+                "target_modules": targets if isinstance(targets, str) else tuple(targets or ()),
+                "rslora": bool(settings.get("use_rslora", False)),
+            }
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ModelError("the adapter's configuration cannot be used", where=path, got=error) from None
+
+
+def _refuse_what_would_be_misread(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse settings of PEFT that change what the tensors mean: other scalings per layer, another base."""
+    patterns = [name for name in ("alpha_pattern", "rank_pattern") if settings.get(name)]
+    if patterns:
+        raise ModelError("an adapter with a rank or alpha per layer is not supported", where=path, got=patterns[0])
+    initial = settings.get("init_lora_weights")
+    if initial not in (None, True, False, "gaussian", "orthogonal", "eva"):
+        raise ModelError(
+            "the adapter was initialised in a way that changed the base weights",
+            where=path,
+            got=f"init_lora_weights {initial!r}",
+            do="Convert it with PEFT (path_initial_model_for_weight_conversion) first.",
+        )
 
 
 def load_adapter(attachment: Attachment, directory: Path) -> None:

