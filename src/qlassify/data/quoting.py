@@ -1,8 +1,8 @@
 r"""From lines to records: quoted fields, and how a damaged row is kept from eating its neighbours.
 
 Two dialects are in use. RFC 4180: a field may stand in quotes, may then hold delimiters and line ends, and a quote
-within it is doubled. None: a quote is a character like any other, a line is a record (GLUE, MRPC, GoEmotions). Reading
-one as the other is the classical silent loss: a reader that knows quotes takes a bare ``"`` for the start of a field
+within it is doubled. None: a quote is a character like any other, a line is a record (GLUE, MRPC). Reading one
+as the other is the classical silent loss: a reader that knows quotes takes a bare ``"`` for the start of a field
 and swallows rows until the next one.
 
 **Which dialect** is decided for the file from evidence (``choose_quoting``). The file is read as RFC 4180, and four
@@ -23,10 +23,10 @@ damaged row; the swallowed lines tell: if most of them are whole records by them
 rejected, else all of them as one record. (Not told apart: a stray quote that happens to meet a second one such that
 grammar and field count are right. No reader can.)
 
-The parser is our own, forty lines on two regular expressions: the standard library's ``csv`` gives no way back to the
-second line after it has swallowed a hundred, is lenient about stray quotes in a way that cannot be seen afterwards,
-and limits a field's length by a global variable of the process. polars' CSV reader is fast but knows no row-level
-rejection at all. ``csv`` is the independent reference in the tests.
+The parser is our own, a few lines around three regular expressions: the standard library's ``csv`` gives no way back
+to the second line after it has swallowed a hundred, is lenient about stray quotes in a way that cannot be seen
+afterwards, and limits a field's length by a global variable of the process. polars' CSV reader is fast but knows no
+row-level rejection at all. ``csv`` is the independent reference in the tests.
 """
 
 from __future__ import annotations

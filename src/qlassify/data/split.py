@@ -69,7 +69,7 @@ def stratified_split(
 
     Raises:
         ConfigError: a fraction outside (0, 0.5].
-        DataError: fewer than two rows; or no class has two different texts, so that nothing can be held out.
+        DataError: fewer than two rows; or every text is the only one of some class, so that none can be held out.
     """
     if not 0.0 < fraction <= 0.5:
         raise ConfigError("the held-out fraction is out of range", got=fraction, wanted="above 0 and at most 0.5")
@@ -80,7 +80,9 @@ def stratified_split(
     one_sided = _settle(groups, held_out, num_classes)
     if not any(held_out):
         do = "Give a validation file, or more rows"
-        raise DataError("nothing can be held out: no class has two different texts", got=f"{len(texts)} rows", do=do)
+        raise DataError(
+            "nothing can be held out: every text is the only one of a class", got=f"{len(texts)} rows", do=do
+        )
     on_side: tuple[list[int], list[int]] = ([], [])
     for group, out in zip(groups, held_out, strict=True):
         on_side[out].extend(group.rows)
