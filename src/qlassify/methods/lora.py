@@ -13,9 +13,9 @@ into their result. The frozen weight gets no gradient and is kept by reference.
 A and B are fp32 whatever the backbone computes in, and B is kept unscaled: scaling it on the way would divide its
 effective learning rate. The products run in the type of x.
 
-Dropout draws from a generator that belongs to the attachment, so a resumed run continues the same stream. Each 64 random
-bits decide four elements, so the probability is a multiple of 1 / 65536, and the factor 1 / keep goes into the scaling:
-drawing a float per element and multiplying by a mask took a third of a small model's training step.
+Dropout draws from a generator that belongs to the attachment, so a resumed run continues the same stream. Each 64
+random bits decide four elements, so the probability is a multiple of 1 / 65536, and the factor 1 / keep goes into the
+scaling: drawing a float per element and multiplying by a mask took a third of a small model's training step.
 """
 
 from __future__ import annotations
