@@ -151,7 +151,7 @@ def write_assessment(
     environment: Mapping[str, Any],
     directory: Path | None = None,
 ) -> None:
-    """Write predictions.parquet, report.html, MODEL_CARD.md and, last, metrics.json.
+    """Write report.html, MODEL_CARD.md, predictions.parquet and, last, metrics.json.
 
     Args:
         folder: the run.
@@ -162,10 +162,16 @@ def write_assessment(
     """
     directory = directory or folder.evaluation
     directory.mkdir(parents=True, exist_ok=True)
-    write_predictions(directory / "predictions.parquet", assessment)
     report = _report_input(folder, pipeline, assessment, environment)
     runs.write_text(directory / "report.html", render_report(report))
     runs.write_text(directory / "MODEL_CARD.md", render_model_card(report))
+    write_scores(directory, assessment)
+
+
+def write_scores(directory: Path, assessment: Assessment) -> None:
+    """Write predictions.parquet and, last, metrics.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_predictions(directory / "predictions.parquet", assessment)
     runs.write_json(directory / "metrics.json", as_json(assessment))
 
 

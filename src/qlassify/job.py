@@ -158,6 +158,7 @@ def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]
     _require_same_data(folder, dataset)
     yield DatasetEvent(dataset)
     pipeline = ClassifyPipeline.open(run.model.base, run)
+    _require_same_base(folder, pipeline)
     pipeline.prepare_for(dataset)
     yield from _carry_out(pipeline, dataset, folder, stop=stop, started=started, resumed=True)
 
@@ -209,7 +210,9 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
 
 
 def _require_same_data(folder: RunFolder, dataset: Dataset) -> None:
-    """The files are still those that the run began with."""
+    """The files are still those that the run began with, if it had come far enough to record them."""
+    if not folder.file("data.json").is_file():
+        return
     known = {file["part"]: file["sha256"] for file in runs.read_json(folder.file("data.json"))["files"]}
     for file in dataset.facts()["files"]:
         if known.get(file["part"]) != file["sha256"]:
@@ -220,6 +223,21 @@ def _require_same_data(folder: RunFolder, dataset: Dataset) -> None:
                 wanted=f"{str(known.get(file['part']))[:16]}...",
                 do="Restore the file, or start a new run.",
             )
+
+
+def _require_same_base(folder: RunFolder, pipeline: ClassifyPipeline) -> None:
+    """The base model's weights are still those that the run began with, if it had come far enough to record them."""
+    if not folder.file("environment.json").is_file():
+        return
+    known, found = runs.read_json(folder.file("environment.json")).get("base_sha256"), pipeline.source.sha256()
+    if known != found:
+        raise CheckpointError(
+            "the base model has changed since the run began",
+            where=pipeline.source.directory,
+            got=f"SHA-256 {found[:16]}...",
+            wanted=f"{str(known)[:16]}...",
+            do="Restore it, or start a new run.",
+        )
 
 
 def _carry_out(
@@ -242,8 +260,9 @@ def _carry_out(
     environment = runs.environment(
         precision=placement.precision, device=placement.device, threads=torch.get_num_threads()
     )
-    if not resumed:
-        runs.write_json(folder.file("environment.json"), environment)
+    if not folder.file("plan.json").is_file():
+        recorded = {**environment, "base_model": pipeline.source.name, "base_sha256": pipeline.source.sha256()}
+        runs.write_json(folder.file("environment.json"), recorded)
         runs.write_json(folder.file("data.json"), _data_facts(dataset, encoded, stats))
         runs.write_json(folder.file("plan.json"), {"planned": plan.as_dict(), "measured": None})
     loop = pipeline.training_loop(dataset, encoded, store=CheckpointStore(folder.checkpoints), stop=stop)

@@ -11,6 +11,7 @@ face that this class inherits (``stepwise``).
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,11 @@ from qlassify.config.files import layer
 from qlassify.config.run import DEFAULT_BASE_MODEL, EvaluationConfig, ModelConfig, RunConfig
 from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
-from qlassify.data.labels import LabelMap, label_counts
+from qlassify.data.labels import LabelMap, build_label_map, label_counts
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, DataError
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
 from qlassify.evaluation.predict import predict_logits, probabilities
-from qlassify.methods.lora import LoraLinear
 from qlassify.stepwise import StepwisePipeline, Trainable
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent
@@ -65,8 +65,9 @@ class FitResult:
 class ClassifyPipeline(StepwisePipeline):
     """A text classifier on a pretrained transformer. Make one with ``from_pretrained`` or ``load``."""
 
-    _expected_classes: int | None = None
     _recommend = False
+    _given: LabelMap | None = None
+    _named = False
 
     @classmethod
     def from_pretrained(
@@ -93,13 +94,14 @@ class ClassifyPipeline(StepwisePipeline):
             if len(names) != config.num_classes:
                 raise ConfigError("num_classes and the labels differ", got=len(names), wanted=config.num_classes)
             pipeline = cls.open(name, config.to_run_config(name))
-            pipeline._expected_classes = config.num_classes
-            pipeline.prepare(LabelMap(names, config.multi_label))
-            return pipeline
-        pipeline = cls.open(name, config or RunConfig())
-        pipeline._recommend = config is None
-        if labels is not None:
-            pipeline.prepare(LabelMap(tuple(labels), multi_label=False))
+            pipeline._given = LabelMap(names, config.multi_label)
+        else:
+            pipeline = cls.open(name, config or RunConfig())
+            pipeline._recommend = config is None
+            pipeline._given = None if labels is None else LabelMap(tuple(labels), multi_label=False)
+        pipeline._named = labels is not None
+        if pipeline._given is not None:
+            pipeline.prepare(pipeline._given)
         return pipeline
 
     @classmethod
@@ -156,12 +158,15 @@ class ClassifyPipeline(StepwisePipeline):
         Raises:
             DataError: a file cannot be read, or its labels do not fit.
         """
+        self.require_unmerged()
+        corpus = _corpus(train, options)
         dataset = build_dataset(
-            _corpus(train, options),
+            corpus,
             None if validation is None else _corpus(validation, options),
             None,
             fraction=validation_fraction,
             seed=self.run.seed,
+            labels=self._labels_for(corpus),
         )
         self.prepare_for(dataset)
         encoded = self.encode_dataset(dataset)
@@ -181,17 +186,37 @@ class ClassifyPipeline(StepwisePipeline):
         """Build method and head for a data set's labels, with recommended settings if none were given."""
         labels = dataset.labels
         self.text_pair = dataset.train.corpus.pairs is not None
-        if self._expected_classes is not None and len(labels) != self._expected_classes:
-            raise ConfigError(
-                "the data has another number of classes than the configuration",
-                where="ClassifyConfig.num_classes",
-                got=f"{len(labels)} labels in the data: {', '.join(labels.names[:10])}",
-                wanted=self._expected_classes,
-            )
         run = self.run
         if self._recommend:
             run = RunConfig.parse(layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset))))
         return self.prepare(labels, run, label_counts(dataset.train.targets, len(labels)))
+
+    def _labels_for(self, corpus: Corpus) -> LabelMap | None:
+        """The classes that were given beforehand, reconciled with a corpus; None when none were given.
+
+        Raises:
+            ConfigError: the corpus has labels that were not given, another number of classes, or several per row.
+        """
+        given = self._given
+        if given is None:
+            return None
+        if corpus.multi_label and not given.multi_label:
+            raise ConfigError(
+                "the data has several labels per text and the configuration one",
+                where=corpus.path,
+                do="Use ClassifyConfig(multi_label=True).",
+            )
+        found = build_label_map(corpus)
+        if set(found.names) <= set(given.names):
+            return given
+        if not self._named and len(found) == len(given):
+            return LabelMap(found.names, given.multi_label)
+        raise ConfigError(
+            "the data has other labels than the configuration",
+            where=corpus.path,
+            got=f"{len(found)} labels: {', '.join(found.names[:10])}",
+            wanted=f"{len(given)} labels" + (f": {', '.join(given.names[:10])}" if self._named else ""),
+        )
 
     def facts(self, dataset: Dataset) -> recommend.Facts:
         """What recommended settings depend on."""
@@ -221,6 +246,16 @@ class ClassifyPipeline(StepwisePipeline):
     ) -> TrainingLoop:
         """The loop over a data set's training rows, scoring its validation rows."""
         trainable = self.trainable
+        metric, known = self.run.training.selection_metric, self.score_names()
+        if metric not in known:
+            near = difflib.get_close_matches(metric, known, n=1)
+            raise ConfigError(
+                "the selection metric is not a score",
+                where="training.selection_metric",
+                got=metric,
+                wanted=", ".join(known),
+                do=f"Did you mean {near[0]}?" if near else None,
+            )
 
         def score() -> Mapping[str, float | None]:
             values = self.score(dataset.validation, encoded["validation"]).values
@@ -237,6 +272,14 @@ class ClassifyPipeline(StepwisePipeline):
             stop=stop,
         )
 
+    def score_names(self) -> tuple[str, ...]:
+        """The scores that an evaluation of this pipeline's kind of labels has, ``loss`` first."""
+        size, multi_label = len(self.labels), self.labels.multi_label
+        targets = np.zeros((1, size), np.float32) if multi_label else np.zeros(1, np.int64)
+        probabilities_NC = np.full((1, size), 1 / size)
+        found = evaluate_predictions(targets, probabilities_NC, self.labels.names, multi_label=multi_label)
+        return ("loss", *found.values)
+
     def score(self, rows: LabelledRows, encoded: Encoded) -> Metrics:
         """Metrics of labelled rows that are tokenised already."""
         return evaluate_predictions(
@@ -250,13 +293,31 @@ class ClassifyPipeline(StepwisePipeline):
     def evaluate(self, data: LabelledText, *, options: ReadOptions | None = None) -> Metrics:
         """Metrics on a labelled file or corpus; rows whose label is unknown are left out."""
         rows = label_rows(_corpus(data, options), self.labels)
+        self.require_pairs(rows.corpus.pairs is not None)
         return self.score(rows, self.encode_corpus(rows.corpus))
 
     def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> npt.NDArray[np.float64]:
         """(N, C) probabilities: over the classes, or per label when multi-label. Columns as in ``labels.names``."""
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts", got="one string", do="Write [text].")
+        self.require_pairs(pairs is not None)
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError("one second text is needed for each text", got=len(pairs), wanted=len(texts))
         return self._probabilities(self.encoder.encode(list(texts), None if pairs is None else list(pairs)))
+
+    def require_pairs(self, given: bool) -> None:
+        """Refuse single texts for a classifier of pairs, and the reverse.
+
+        Raises:
+            DataError: what is given is not what the classifier was trained on.
+        """
+        if given == self.text_pair:
+            return
+        raise DataError(
+            "the classifier reads " + ("text pairs" if self.text_pair else "single texts"),
+            got="text pairs" if given else "single texts",
+            do="Give the second texts too." if self.text_pair else "Leave the second texts out.",
+        )
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str | tuple[str, ...]]:
         """The label of each text, or the tuple of its labels when multi-label, in the order of the texts."""
@@ -278,8 +339,7 @@ class ClassifyPipeline(StepwisePipeline):
             ConfigError: the adapters were merged; there is no adapter to save.
         """
         trainable = self.trainable
-        if not any(isinstance(module, LoraLinear) for module in self.backbone.modules()):
-            raise ConfigError("the adapters were merged into the base weights; there is no adapter to save")
+        self.require_unmerged()
         record = ClassifierRecord(
             labels=trainable.labels.names,
             multi_label=trainable.labels.multi_label,

@@ -144,7 +144,10 @@ class EventLog:
     """
 
     def __init__(self, path: Path, *, after_step: int | None = None) -> None:
-        kept = [] if after_step is None else [e for e in read_events(path) if e.get("step", 0) <= after_step]
+        kept = []
+        if after_step is not None:
+            events = read_events(path)
+            kept = [event for event in events if event.get("step", 0) <= after_step and event["event"] != "end"]
         write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
         self._file = path.open("a", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 
 from qlassify import runs
-from qlassify.assessment import Assessment, assess_rows, write_assessment
+from qlassify.assessment import Assessment, assess_rows, write_assessment, write_scores
 from qlassify.config.files import layer, read_settings
 from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import read_corpus
 from qlassify.data.dataset import Dataset, label_rows
 from qlassify.data.rows import RowChunk, iter_text_rows
-from qlassify.errors import DataError, QlassifyError
+from qlassify.errors import QlassifyError
 from qlassify.job import read_dataset, read_options
 from qlassify.pipeline import ClassifyPipeline, decide
 from qlassify.runs import RunFolder
@@ -68,25 +69,21 @@ def evaluate_run(
         reading: settings of the data section that say how to read it; the run's own are the default.
         base: where the base model is, if it is not where it was.
         device: ``auto``, ``cpu`` or ``cuda``.
-        out: folder for scores, predictions and report; ``RUN/evaluation/<file>`` when None.
+        out: folder for scores, predictions and report; ``RUN/evaluation/<file>`` when None. For a model folder scores
+            and predictions are written if it is given; a report needs the run.
     """
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
     folder, run = _run_of(path)
     own = {} if run is None else run.data.model_dump(include=set(_READING))
     settings = DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
-    rows = label_rows(read_corpus(data, read_options(settings)), pipeline.labels)
-    if pipeline.text_pair != (rows.corpus.pairs is not None):
-        raise DataError(
-            "the classifier was trained on " + ("text pairs" if pipeline.text_pair else "single texts"),
-            where=data,
-            got="single texts" if pipeline.text_pair else "text pairs",
-            do="Name the columns with --text and --text-pair." if pipeline.text_pair else "Leave --text-pair out.",
-        )
+    corpus = read_corpus(data, read_options(settings))
+    pipeline.require_pairs(corpus.pairs is not None)
+    rows = label_rows(corpus, pipeline.labels)
     train, notes = _training_rows(run)
     if rows.rejections:
         notes = (*notes, f"{len(rows.rejections)} rows have labels that were not seen in training; they are left out.")
-    if rows.corpus.rejections:
-        notes = (*notes, f"{len(rows.corpus.rejections)} of {rows.corpus.total_rows} rows were rejected.")
+    if corpus.rejections:
+        notes = (*notes, f"{len(corpus.rejections)} of {corpus.total_rows} rows were rejected.")
     encoded = pipeline.encode_corpus(rows.corpus)
     if run is not None:
         pipeline.run = pipeline.run.replace(
@@ -96,6 +93,8 @@ def evaluate_run(
         pipeline, rows, encoded, part=data.name, train=None if train is None else train.train, notes=notes
     )
     directory = out
+    if folder is None and out is not None:
+        write_scores(out, assessment)
     if folder is not None:
         directory = out or folder.evaluation / data.name.split(".")[0]
         environment = runs.environment(
@@ -131,7 +130,7 @@ def _training_rows(run: RunConfig | None) -> tuple[Dataset | None, tuple[str, ..
 
 def predict_texts(pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
     """Predictions for texts at hand, numbered from 1; a blank text has an error."""
-    _require_pairs(pipeline, pairs is not None)
+    pipeline.require_pairs(pairs is not None)
     blank = [not text.strip() for text in texts]
     kept = [index for index, empty in enumerate(blank) if not empty]
     answers = _answer(
@@ -141,18 +140,34 @@ def predict_texts(pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Seque
     return sorted(answers + errors, key=lambda prediction: prediction.row)
 
 
-def predict_file(pipeline: ClassifyPipeline, source: str, reading: Mapping[str, Any]) -> Iterator[list[Prediction]]:
+def predict_file(
+    pipeline: ClassifyPipeline, path: Path, source: str, reading: Mapping[str, Any]
+) -> Iterator[list[Prediction]]:
     """Predictions for a file of any size, chunk by chunk, in the order of its rows.
 
     Args:
         pipeline: the classifier.
+        path: the run or model folder it comes from; columns that the run was told by name are the default.
         source: a path, or ``-`` for standard input.
         reading: settings that say how to read it.
     """
-    options = read_options(DataConfig.parse(reading))
+    _, run = _run_of(path)
+    own = (
+        {} if run is None or not _has_columns(source) else run.data.model_dump(include={"text", "text_pair", "header"})
+    )
+    settings = layer({key: value for key, value in own.items() if value is not None}, reading)
+    options = read_options(DataConfig.parse(settings))
     origin = sys.stdin.buffer if source == "-" else source
     for chunk in iter_text_rows(origin, options, wants_pair=pipeline.text_pair, chunk_rows=CHUNK_ROWS):
         yield _predict_chunk(pipeline, chunk)
+
+
+def _has_columns(source: str) -> bool:
+    """Whether rows have columns at all: not so for one text a line."""
+    if source != "-":
+        return Path(source).suffix.lower() != ".txt"
+    stream = sys.stdin.buffer
+    return isinstance(stream, io.BufferedReader) and stream.peek(4096).lstrip()[:1] == b"{"
 
 
 def _predict_chunk(pipeline: ClassifyPipeline, chunk: RowChunk) -> list[Prediction]:
@@ -171,12 +186,3 @@ def _answer(
     return [
         Prediction(row, label, tuple(values)) for row, label, values in zip(rows, decided, scores.tolist(), strict=True)
     ]
-
-
-def _require_pairs(pipeline: ClassifyPipeline, has_pairs: bool) -> None:
-    if pipeline.text_pair != has_pairs:
-        raise DataError(
-            "the classifier reads " + ("text pairs" if pipeline.text_pair else "single texts"),
-            got="single texts" if pipeline.text_pair else "text pairs",
-            do="Add --text-pair." if pipeline.text_pair else "Leave --text-pair out.",
-        )

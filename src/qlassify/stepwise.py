@@ -29,7 +29,7 @@ from qlassify.data.samples import (
     read_samples,
 )
 from qlassify.data.tokenise import Encoded, TextEncoder
-from qlassify.errors import ConfigError, DataError
+from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.methods.inject import Attachment, attach, linear_layers
 from qlassify.methods.lora import linear_shape
@@ -92,6 +92,7 @@ class StepwisePipeline:
         self.run = run
         self.text_pair = False
         self._trainable: Trainable | None = None
+        self._merged = False
 
     @classmethod
     def open(cls, base: str, run: RunConfig) -> Self:
@@ -122,6 +123,7 @@ class StepwisePipeline:
             run: settings; those given at construction when None.
             counts: (C,) training rows of each class, for a weighting strategy.
         """
+        self.require_unmerged()
         if self._trainable is not None:
             self._trainable.attachment.detach()
         self.run = run = run or self.run
@@ -164,6 +166,18 @@ class StepwisePipeline:
                 do="Call fit, or give from_pretrained a ClassifyConfig.",
             )
         return self._trainable
+
+    def require_unmerged(self) -> None:
+        """Refuse what needs the base weights as they were loaded.
+
+        Raises:
+            ConfigError: ``merge_adapters`` was called.
+        """
+        if self._merged:
+            raise ConfigError(
+                "the adapters were merged into the base weights; the pipeline can only predict",
+                do="Load the base model again with from_pretrained to train or save.",
+            )
 
     # Tokens
 
@@ -224,6 +238,7 @@ class StepwisePipeline:
 
     def _accumulate(self, encoded: Encoded, targets: npt.NDArray[Any]) -> BatchResult:
         trainable = self.trainable
+        self.require_unmerged()
         if (targets.ndim == 2) != trainable.labels.multi_label:
             raise ConfigError("single-label and multi-label samples do not mix with this pipeline's labels")
         self._check_targets(targets)
@@ -299,7 +314,9 @@ class StepwisePipeline:
 
     def merge_adapters(self) -> None:
         """Add the adapters to the base weights in memory and take them off; the pipeline can then only predict."""
+        self.require_unmerged()
         merge(self.trainable.attachment)
+        self._merged = True
 
     def set_optimizer_lr(self, learning_rate: float) -> None:
         """Set the adapters' learning rate; the head's changes in proportion."""
@@ -339,7 +356,16 @@ class StepwisePipeline:
         Raises:
             ModelError: what is found there has other weights.
         """
-        self.source = resolve(name)
+        source = resolve(name)
+        found, wanted = source.sha256(), self.source.sha256()
+        if found != wanted:
+            raise ModelError(
+                "other weights than those that were loaded",
+                where=source.directory,
+                got=f"SHA-256 {found[:16]}...",
+                wanted=f"{wanted[:16]}...",
+            )
+        self.source = source
 
     def model_shape(self) -> ModelShape:
         """What a plan needs to know of the backbone."""

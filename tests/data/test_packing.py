@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlassify.data.packing import micro_batches, pack
@@ -22,8 +24,11 @@ def make(lengths: list[int], *, types: bool = False) -> Encoded:
     return Encoded(ids, offsets, segments, np.zeros(len(lengths), np.int32), 0)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.randoms(use_true_random=False), st.booleans())
-def test_every_token_of_the_chosen_rows_comes_once_at_its_place(lengths: list[int], random: object, types: bool) -> None:
+def test_every_token_of_the_chosen_rows_comes_once_at_its_place(
+    lengths: list[int], random: object, types: bool
+) -> None:
     encoded = make(lengths, types=types)
     rows = [row for row in range(len(lengths)) if random.random() < 0.7] or [0]  # type: ignore[attr-defined]
     random.shuffle(rows)  # type: ignore[attr-defined]
@@ -64,10 +69,9 @@ def test_packing_nothing_is_an_empty_batch() -> None:
     assert (batch.num_tokens, batch.num_rows) == (0, 0)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 80), st.none() | st.integers(1, 6))
-def test_micro_batches_are_a_partition_within_the_budget(
-    lengths: list[int], budget: int, max_rows: int | None
-) -> None:
+def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], budget: int, max_rows: int | None) -> None:
     encoded = make(lengths)
     batches = list(micro_batches(encoded, range(len(lengths)), budget, max_rows=max_rows))
     rows = [row for batch in batches for row in batch.rows.tolist()]
@@ -81,11 +85,12 @@ def test_micro_batches_are_a_partition_within_the_budget(
     assert ordered == sorted(lengths, reverse=True), "texts of similar length share a batch"
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 80))
 def test_no_batch_could_have_taken_the_next_text(lengths: list[int], budget: int) -> None:
     """Greedy: a cut is made only where the next text would not have fitted."""
     batches = list(micro_batches(make(lengths), range(len(lengths)), budget))
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert batch.num_tokens + int(following.lengths[0]) > budget
 
 

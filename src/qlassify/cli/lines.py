@@ -1,4 +1,4 @@
-"""Predictions as lines for a machine (JSONL, CSV, TSV) or for a person."""
+"""Predictions for a machine (JSONL, CSV, TSV, or one JSON document) or for a person."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qlassify.errors import ConfigError
 if TYPE_CHECKING:
     from qlassify.scoring import Prediction
 
-FORMATS = ("jsonl", "csv", "tsv")
+FORMATS = ("jsonl", "csv", "tsv", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +26,35 @@ class Total:
 
 
 def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[str]) -> Total:
-    """Write predictions to standard output as they come; one line per input row, in order.
-
-    Raises:
-        ConfigError: an unknown form.
-    """
-    if form not in FORMATS:
-        raise ConfigError("unknown output form", where="--output", got=form, wanted=", ".join(FORMATS))
+    """Write predictions to standard output as they come; one line per input row, in order."""
     rows = rejected = 0
     writer: Any = None
-    if form != "jsonl":
+    if form in ("csv", "tsv"):
         writer = csv.writer(sys.stdout, delimiter="," if form == "csv" else "\t", lineterminator="\n")
         writer.writerow(["row", "label", "probability", "error", *(f"p({name})" for name in names)])
     for chunk in chunks:
         for prediction in chunk:
             rows += 1
             rejected += prediction.error is not None
-            if writer is None:
-                print(json.dumps(_record(prediction, names), ensure_ascii=False))
-            else:
+            if writer is not None:
                 writer.writerow(_cells(prediction))
+                continue
+            opening = ("[\n" if rows == 1 else ",\n") if form == "json" else ""
+            print(opening + json.dumps(_record(prediction, names), ensure_ascii=False), end="" if opening else "\n")
         sys.stdout.flush()
+    if form == "json":
+        print("\n]" if rows else "[]")
     return Total(rows, rejected)
+
+
+def check_form(form: str) -> None:
+    """Refuse an output form that does not exist.
+
+    Raises:
+        ConfigError: names those that do.
+    """
+    if form not in FORMATS:
+        raise ConfigError("unknown output form", where="--output", got=form, wanted=", ".join(FORMATS))
 
 
 def _record(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,23 @@ Base = Annotated[
     str | None,
     typer.Option(help="Base model: a directory, a packaged model or a Hugging Face id.", rich_help_panel=MODEL),
 ]
+Pooling = Annotated[str | None, typer.Option(help="auto, last, cls or mean.", rich_help_panel=MODEL)]
+MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", rich_help_panel=MODEL)]
+Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", rich_help_panel=MODEL)]
+Method = Annotated[str | None, typer.Option(help="Fine-tuning method: lora.", rich_help_panel=MODEL)]
+Rank = Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)]
+Alpha = Annotated[float | None, typer.Option(help="LoRA alpha.", rich_help_panel=MODEL)]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the rows.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int | None, typer.Option(help="Rows per batch.", rich_help_panel=TRAINING)]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)]
+ClassWeights = Annotated[
+    str | None, typer.Option(help="uniform, inverse, sqrt_inverse or effective_number.", rich_help_panel=TRAINING)
+]
+Seed = Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting: training.epochs=5 (repeatable).", rich_help_panel=TRAINING),
+]
 TextColumn = Annotated[
     str | None, typer.Option("--text", help="Text column, by name or 1-based number.", rich_help_panel=READING)
 ]

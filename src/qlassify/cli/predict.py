@@ -28,7 +28,10 @@ def predict(
     format: options.Format = None,
     base: options.Base = None,
     device: options.Device = None,
-    output: Annotated[str, typer.Option(help="Lines to write: jsonl, csv or tsv.", rich_help_panel="Output")] = "jsonl",
+    output: Annotated[
+        str | None,
+        typer.Option(help="What to write: jsonl (default), csv, tsv or json (one document).", rich_help_panel="Output"),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -42,16 +45,18 @@ def predict(
         raise ConfigError("give either a file (or -) or --text", where="predict")
     if text_pair is not None and len(text_pair) != len(text or ()):
         raise ConfigError("--text-pair is given once for each --text", got=len(text_pair), wanted=len(text or ()))
+    form = "json" if json else output
+    lines.check_form(form or "jsonl")
     pipeline = ClassifyPipeline.load(run, device=device or "auto", base=base)
     if text is not None:
         predictions = scoring.predict_texts(pipeline, text, text_pair)
-        if json or not sys.stdout.isatty():
-            lines.write_lines(iter([predictions]), "jsonl", pipeline.labels.names)
+        if form is not None or not sys.stdout.isatty():
+            lines.write_lines(iter([predictions]), form or "jsonl", pipeline.labels.names)
         else:
             lines.show_predictions(predictions, text, text_pair)
         return
     reading = options.given(text=text_column, text_pair=text_pair_column, header=header, format=format)
-    chunks = scoring.predict_file(pipeline, source or "-", reading)
-    total = lines.write_lines(chunks, output, pipeline.labels.names)
+    chunks = scoring.predict_file(pipeline, run, source or "-", reading)
+    total = lines.write_lines(chunks, form or "jsonl", pipeline.labels.names)
     if not quiet:
         print(f"{total.rows} rows predicted, {total.rejected} rejected", file=sys.stderr)

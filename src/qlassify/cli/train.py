@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlassify.cli import options
-from qlassify.cli.options import MODEL, READING, TRAINING
+from qlassify.cli.options import READING, TRAINING
 
 if TYPE_CHECKING:
     from qlassify.job import JobEvent
@@ -29,26 +29,20 @@ def train(
     header: options.Header = None,
     format: options.Format = None,
     base: options.Base = None,
-    pooling: Annotated[str | None, typer.Option(help="auto, last, cls or mean.", rich_help_panel=MODEL)] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens.", rich_help_panel=MODEL)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", rich_help_panel=MODEL)] = None,
+    pooling: options.Pooling = None,
+    max_length: options.MaxLength = None,
+    precision: options.Precision = None,
     device: options.Device = None,
-    method: Annotated[str | None, typer.Option(help="Fine-tuning method: lora.", rich_help_panel=MODEL)] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)] = None,
-    alpha: Annotated[float | None, typer.Option(help="LoRA alpha.", rich_help_panel=MODEL)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the rows.", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per batch.", rich_help_panel=TRAINING)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = None,
-    class_weights: Annotated[
-        str | None,
-        typer.Option(help="uniform, inverse, sqrt_inverse or effective_number.", rich_help_panel=TRAINING),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)] = None,
+    method: options.Method = None,
+    rank: options.Rank = None,
+    alpha: options.Alpha = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    class_weights: options.ClassWeights = None,
+    seed: options.Seed = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting: training.epochs=5 (repeatable).", rich_help_panel=TRAINING),
-    ] = None,
+    override: options.Override = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)] = None,
     out: options.Out = None,
     json: options.Json = False,
@@ -112,7 +106,7 @@ def _resumed(path: Path, flags: dict[str, Any], others: list[Any], stop: StopReq
     from qlassify import job
     from qlassify.errors import ConfigError
 
-    if any(others) or any(flags.values()):
+    if any(others) or "seed" in flags or any(flags.values()):
         raise ConfigError(
             "--resume takes the settings that the run began with",
             where=path,

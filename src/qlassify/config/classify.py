@@ -15,7 +15,7 @@ from typing import Literal, Self
 import pydantic
 
 from qlassify.config import recommend
-from qlassify.config.method import ALL_LINEAR, LoraConfig
+from qlassify.config.method import ALL_LINEAR, LoraConfig, require_target
 from qlassify.config.run import (
     DEFAULT_BASE_MODEL,
     ModelConfig,
@@ -83,6 +83,11 @@ class ClassifyConfig(Section):
     """Where to compute."""
     seed: int = pydantic.Field(default=42, ge=0)
     """The one seed."""
+
+    @pydantic.field_validator("target_modules")
+    @classmethod
+    def _some_target(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return require_target(value)
 
     @pydantic.model_validator(mode="after")
     def _weights_match_classes(self) -> Self:

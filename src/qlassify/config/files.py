@@ -94,9 +94,11 @@ def gather_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> S
 
 
 def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
-    """Write settings as YAML that ``read_settings`` reads back equal."""
-    text = yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    """Write settings as YAML that ``read_settings`` reads back equal, whole or not at all."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    scratch.replace(path)
 
 
 def _plain(value: Any) -> Any:

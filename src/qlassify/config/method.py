@@ -18,6 +18,17 @@ ALL_LINEAR: Final = "all-linear"
 """The target that means every linear layer of the backbone."""
 
 
+def require_target(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """The targets, if there are any.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not value:
+        raise ValueError("names no module; use all-linear or at least one module name")
+    return value
+
+
 class LoraConfig(Section):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685, section 4.1): y = W x + scaling * B (A x)."""
 
@@ -37,9 +48,7 @@ class LoraConfig(Section):
     @pydantic.field_validator("target_modules")
     @classmethod
     def _some_target(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not value:
-            raise ValueError("names no module; use all-linear or at least one module name")
-        return value
+        return require_target(value)
 
     @property
     def scaling(self) -> float:

@@ -18,7 +18,21 @@ import pydantic
 from qlassify.errors import ConfigError
 
 
-class Section(pydantic.BaseModel):
+class _Translating(type(pydantic.BaseModel)):  # type: ignore[misc]
+    """Makes ``SectionClass(...)`` raise a ``ConfigError``.
+
+    In the metaclass and not in ``__init__``: pydantic calls an overridden ``__init__`` for nested sections too, and the
+    dotted name of the option would be lost.
+    """
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().__call__(*args, **settings)
+        except pydantic.ValidationError as error:
+            raise _translate(cls, error, None) from None
+
+
+class Section(pydantic.BaseModel, metaclass=_Translating):
     """A closed, frozen group of options. Build one from keywords, or from a mapping with ``parse``."""
 
     model_config = pydantic.ConfigDict(
@@ -42,7 +56,7 @@ class Section(pydantic.BaseModel):
         return self.parse({**self.model_dump(), **changes})
 
 
-def _translate(cls: type[Section], error: pydantic.ValidationError, where: str | None) -> ConfigError:
+def _translate(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str | None) -> ConfigError:
     """All of pydantic's findings as one ``ConfigError``, the first one in full and the others listed."""
     findings = [_describe(cls, item) for item in error.errors(include_url=False)]
     what = "; ".join(finding for finding, _ in findings)
@@ -50,7 +64,7 @@ def _translate(cls: type[Section], error: pydantic.ValidationError, where: str |
     return ConfigError(what, where=where, do=" ".join(dict.fromkeys(remedies)) or None)
 
 
-def _describe(cls: type[Section], item: Any) -> tuple[str, str | None]:
+def _describe(cls: type[pydantic.BaseModel], item: Any) -> tuple[str, str | None]:
     name = ".".join(str(part) for part in item["loc"]) or cls.__name__
     if item["type"] == "extra_forbidden":
         known = _known_keys(cls)

@@ -109,7 +109,13 @@ class Dataset:
 
 
 def build_dataset(
-    train: Corpus, validation: Corpus | None, test: Corpus | None, *, fraction: float, seed: int
+    train: Corpus,
+    validation: Corpus | None,
+    test: Corpus | None,
+    *,
+    fraction: float,
+    seed: int,
+    labels: LabelMap | None = None,
 ) -> Dataset:
     """Label, split and check corpora.
 
@@ -119,11 +125,12 @@ def build_dataset(
         test: a file for the final score, or None.
         fraction: the share that is held out.
         seed: the run's seed.
+        labels: the classes in their order, if they are known; those of ``train`` when None.
 
     Raises:
         DataError: fewer than two labels, no usable row in a part, or texts in pairs in one file and not in another.
     """
-    labels = build_label_map(train)
+    labels = labels or build_label_map(train)
     for other in (validation, test):
         if other is not None and (other.pairs is None) != (train.pairs is None):
             raise DataError(
@@ -155,8 +162,14 @@ def build_dataset(
         tested = label_rows(test, labels)
         files.append(("test", test))
         notes += _leak_notes(training.corpus, tested.corpus, "test")
+        notes += _leak_notes(held_out.corpus, tested.corpus, "test", "validation")
     for name, corpus in files:
         notes += _reading_notes(name, corpus)
+    for name, part in (("validation", held_out), ("test", tested)):
+        if part is not None and part.rejections and part.corpus.path != train.path:
+            notes.append(
+                f"{len(part.rejections)} {name} rows have labels that the training rows do not have; they are left out."
+            )
     return Dataset(labels, training, held_out, tested, tuple(notes), tuple(files))
 
 
@@ -176,12 +189,12 @@ def _keys(corpus: Corpus) -> Iterable[tuple[str, str]]:
     return ((normalised_text(text), normalised_text(pair)) for text, pair in zip(corpus.texts, pairs, strict=True))
 
 
-def _leak_notes(train: Corpus, other: Corpus, name: str) -> list[str]:
-    known = set(_keys(train))
+def _leak_notes(known_rows: Corpus, other: Corpus, name: str, known_name: str = "training") -> list[str]:
+    known = set(_keys(known_rows))
     leaked = sum(key in known for key in _keys(other))
     if not leaked:
         return []
-    return [f"{leaked} of {len(other)} {name} texts also stand in the training rows; they are kept and scored."]
+    return [f"{leaked} of {len(other)} {name} texts also stand in the {known_name} rows; they are kept and scored."]
 
 
 def _reading_notes(name: str, corpus: Corpus) -> list[str]:

@@ -8,6 +8,7 @@ these files feed step-by-step training, where a dropped line would shift everyth
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _flags(record: dict[str, Any], num_classes: int) -> list[float]:
     flags, label = record.get("labels"), record.get("label")
     if flags is None and isinstance(label, int) and 0 <= label < num_classes:
         return [float(index == label) for index in range(num_classes)]
-    if isinstance(flags, list) and all(isinstance(flag, (int, float)) for flag in flags):
+    if isinstance(flags, list) and all(isinstance(flag, (int, float)) and math.isfinite(flag) for flag in flags):
         return [float(flag) for flag in flags]
     return []
 

@@ -99,6 +99,8 @@ class TextEncoder:
         # A copy: enabling truncation would otherwise change the user's object.
         self._backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
+        self._whole = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        self._whole.no_truncation()
         self._backend.enable_truncation(max_length, strategy="longest_first")
         self.fallback_token_id = _fallback_token_id(tokenizer)
         self.wants_token_types = "token_type_ids" in tokenizer.model_input_names
@@ -130,6 +132,15 @@ class TextEncoder:
                 wanted="a tokenizer.json",
                 do="Convert it with transformers' convert_slow_tokenizer and save it.",
             )
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            # Without vocabulary files transformers builds an empty tokeniser of the model's kind and says nothing.
+            raise ModelError(
+                "the tokeniser has no vocabulary",
+                where=directory,
+                got=f"{len(tokenizer)} tokens, all of them special",
+                wanted="tokenizer.json, or the vocabulary files of a known tokeniser",
+                do="Put the model's tokeniser files into that directory.",
+            )
         return cls(tokenizer, max_length)
 
     def save(self, directory: str | Path) -> None:
@@ -160,14 +171,14 @@ class TextEncoder:
             batch: Any = list(texts[start:stop])
             if pairs is not None:
                 batch = list(zip(batch, pairs[start:stop], strict=True))
-            for encoding in self._backend.encode_batch(batch, add_special_tokens=True):
+            for source, encoding in zip(batch, self._backend.encode_batch(batch, add_special_tokens=True), strict=True):
                 row = encoding.ids
                 if not row:
                     num_empty += 1
                     row = [self.fallback_token_id]
                 ids.append(np.array(row, dtype=np.int32))
                 lengths.append(len(row))
-                lost.append(_lost_tokens(encoding))
+                lost.append(self._lost_tokens(source, encoding))
                 if self.wants_token_types and pairs is not None:
                     types.append(np.array(encoding.type_ids or [0], dtype=np.int8))
             if progress is not None:
@@ -181,32 +192,12 @@ class TextEncoder:
             num_empty=num_empty,
         )
 
-
-def _lost_tokens(encoding: tokenizers.Encoding) -> int:
-    """Text tokens that truncation cut off: those of the overflowing pieces, without their special tokens."""
-    if not encoding.overflowing:
-        return 0
-    if len(set(encoding.type_ids)) < 2:
-        return sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing)
-    # For a pair every overflowing piece repeats part of the other text, so only the furthest offsets tell.
-    kept = _last_offsets(encoding)
-    seen: set[tuple[int, int, int]] = set()
-    for piece in encoding.overflowing:
-        for type_id, offsets, special in zip(piece.type_ids, piece.offsets, piece.special_tokens_mask, strict=True):
-            if not special and offsets[0] >= kept.get(type_id, 0):
-                seen.add((type_id, *offsets))
-    return len(seen)
-
-
-def _last_offsets(encoding: tokenizers.Encoding) -> dict[int, int]:
-    """Segment -> character offset where its last kept token ends."""
-    last: dict[int, int] = {}
-    for type_id, offsets, special in zip(
-        encoding.type_ids, encoding.offsets, encoding.special_tokens_mask, strict=True
-    ):
-        if not special:
-            last[type_id] = max(last.get(type_id, 0), offsets[1])
-    return last
+    def _lost_tokens(self, source: Any, encoding: tokenizers.Encoding) -> int:
+        """Tokens that truncation cut off a text or a pair, by tokenising it again without a limit."""
+        if not encoding.overflowing:
+            return 0
+        first, second = source if isinstance(source, tuple) else (source, None)
+        return len(self._whole.encode(first, second, add_special_tokens=True).ids) - len(encoding.ids)
 
 
 def _fallback_token_id(tokenizer: Any) -> int:

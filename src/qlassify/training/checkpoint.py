@@ -96,6 +96,8 @@ class CheckpointStore:
         """
         name = f"step-{checkpoint.progress.step:06d}"
         final, scratch = self.directory / name, self.directory / f".{name}.tmp"
+        if _is_whole(final):
+            return final  # the same step of the same run: the same state
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(scratch, ignore_errors=True)
@@ -126,7 +128,8 @@ class CheckpointStore:
 
     def paths(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
-        return sorted(path for path in self.directory.glob("step-*") if (path / RECORD).is_file())
+        found = [path for path in self.directory.glob("step-*") if (path / RECORD).is_file()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest undamaged checkpoint, and a sentence for each damaged one that was passed over.
@@ -175,6 +178,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if progress.best_step == progress.step and progress.best_step > 0:
         best = dict(parts["trainable"])
     return Checkpoint(progress, parts["trainable"], parts["optimizer"], best, parts["generator"]["dropout"])
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is an undamaged checkpoint at ``path``."""
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:

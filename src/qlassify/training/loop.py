@@ -23,7 +23,7 @@ from torch import Tensor
 from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import micro_batches
 from qlassify.data.tokenise import Encoded
-from qlassify.errors import ConfigError, DivergenceError, Interrupted
+from qlassify.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from qlassify.seeding import numpy_generator
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state
 from qlassify.training.events import (
@@ -117,8 +117,23 @@ class TrainingLoop:
         self._warmup = warmup_steps(self.total_steps, config.warmup_fraction)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of the same run."""
+        """Continue from a checkpoint of the same run.
+
+        Raises:
+            CheckpointError: its tensors are not those of this run; nothing has been changed then.
+        """
         parameters = self.stepper.optimizer.parameters
+        wanted = {name: parameter.shape for name, parameter in parameters.items()}
+        for kind, tensors in (("trainable", checkpoint.trainable), ("best", checkpoint.best)):
+            found = {name: tensor.shape for name, tensor in tensors.items()}
+            if found != wanted and (found or kind == "trainable"):
+                differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+                raise CheckpointError(
+                    "the checkpoint belongs to another model or method",
+                    where=f"{kind} tensors",
+                    got=", ".join(differing[:4]),
+                    wanted="the names and shapes of this run",
+                )
         restore(parameters, checkpoint.trainable)
         self.stepper.optimizer.load_state_tensors(checkpoint.optimizer)
         self._dropout_generator.set_state(checkpoint.dropout_state)

@@ -36,7 +36,8 @@ class BatchResult:
         avg_loss: mean loss per row; NaN or infinite when the step was skipped for that.
         correct: rows predicted right, before the parameters moved.
         total: rows.
-        grad_norm: global L2 norm of the averaged gradient before clipping; 0 when no step was taken.
+        grad_norm: global L2 norm of the averaged gradient before clipping; 0 when gradients were only summed, NaN or
+            infinite when the step was skipped for that.
         applied: whether the parameters moved.
         num_tokens: tokens computed.
     """

@@ -1,0 +1,111 @@
+"""``qlassify evaluate``: the same scores as the library, beside the baselines, and files that say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars
+import pytest
+from command_line import Command
+
+from qlassify import ClassifyPipeline
+from tiny_jobs import make_rows, write_table
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def new_tsv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty new rows, one of them with a label that was not trained, one blank."""
+    path = tmp_path_factory.mktemp("data") / "new.tsv"
+    return write_table(path, ("text", "label"), [*make_rows(40, seed=60), ("a saw", "metal"), ("", "tool")])
+
+
+def test_scores_baselines_and_files(command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path) -> None:
+    done = command("evaluate", finished_run, new_tsv, "--out", tmp_path / "scores")
+    assert (done.code, done.err) == (0, "")
+    assert "40 rows" in done.out
+    assert "always " in done.out
+    assert "TF-IDF" in done.out
+    assert "1 rows have labels that were not seen in training" in done.out
+    assert "1 of 42 rows were rejected" in done.out
+    written = {path.name for path in (tmp_path / "scores").iterdir()}
+    assert written == {"metrics.json", "predictions.parquet", "report.html", "MODEL_CARD.md"}
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    wanted = ClassifyPipeline.load(finished_run).evaluate(new_tsv)
+    assert metrics["values"]["accuracy"] == wanted.values["accuracy"]
+    assert polars.read_parquet(tmp_path / "scores" / "predictions.parquet").height == 40
+
+
+def test_the_files_go_into_the_run_by_themselves(command: Command, finished_run: Path, new_tsv: Path) -> None:
+    before = (finished_run / "evaluation" / "metrics.json").read_bytes()
+    done = command("evaluate", finished_run, new_tsv, "--quiet")
+    assert done.code == 0
+    assert (finished_run / "evaluation" / "new" / "report.html").is_file()
+    assert (finished_run / "evaluation" / "metrics.json").read_bytes() == before, "the run's own scores stay"
+
+
+def test_json_is_one_document(command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path) -> None:
+    done = command("evaluate", finished_run, new_tsv, "--out", tmp_path / "scores", "--json")
+    record = json.loads(done.out)
+    assert record["written_to"] == str(tmp_path / "scores")
+    assert record["evaluated_on"] == "new.tsv"
+    assert len(record["baselines"]) == 2
+
+
+def test_a_model_folder_alone_has_no_baselines(
+    command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(finished_run / "model", tmp_path / "model")
+    done = command("evaluate", tmp_path / "model", new_tsv, "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert record["baselines"] == {}
+    assert any("The baselines are left out" in note for note in record["notes"])
+
+
+def test_a_model_folder_alone_honours_out(command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path) -> None:
+    """A folder that was asked for is written, or the wish is refused; it is not dropped."""
+    import shutil
+
+    shutil.copytree(finished_run / "model", tmp_path / "model")
+    done = command("evaluate", tmp_path / "model", new_tsv, "--out", tmp_path / "scores", "--json")
+    assert done.code != 0 or (tmp_path / "scores" / "metrics.json").is_file()
+
+
+def test_without_the_training_data_the_scores_are_the_same(
+    command: Command, tiny_base: Path, new_tsv: Path, tmp_path: Path
+) -> None:
+    from qlassify import job
+    from tiny_jobs import job_settings
+
+    data = write_table(tmp_path / "a.csv", ("text", "label"), make_rows(60))
+    list(job.train(job_settings(tiny_base, data, epochs=1), tmp_path / "run"))
+    first = json.loads(command("evaluate", tmp_path / "run", new_tsv, "--json").out)
+    data.unlink()
+    done = command("evaluate", tmp_path / "run", new_tsv, "--json")
+    assert done.code == 0, done.err
+    second = json.loads(done.out)
+    assert second["values"] == first["values"]
+    assert any("the training data cannot be read" in note for note in second["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "rows", "part"),
+    [
+        ("other.csv", ("text", "label"), [("a dog", "metal"), ("a cat", "stone")], "no row has labels that"),
+        ("pairs.csv", ("premise", "hypothesis", "label"), [("a", "b", "tool")], "trained on single texts"),
+        ("plain.csv", ("text", "note"), [("a dog", "x")], "no label column"),
+    ],
+)
+def test_mistakes(
+    command: Command, finished_run: Path, tmp_path: Path, name: str, header: tuple[str], rows: list[tuple], part: str
+) -> None:
+    done = command("evaluate", finished_run, write_table(tmp_path / name, header, rows))
+    assert done.code == 2
+    assert done.err.startswith("qlassify: ")
+    assert part in done.err
+    assert "Traceback" not in done.err
