@@ -316,7 +316,9 @@ class ClassifyPipeline(StepwisePipeline):
         raise DataError(
             "the classifier reads " + ("text pairs" if self.text_pair else "single texts"),
             got="text pairs" if given else "single texts",
-            do="Give the second texts too." if self.text_pair else "Leave the second texts out.",
+            do="Give the second texts (--text-pair) too."
+            if self.text_pair
+            else "Leave the second texts (--text-pair) out.",
         )
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str | tuple[str, ...]]:

@@ -97,7 +97,7 @@ def test_without_the_training_data_the_scores_are_the_same(
     ("name", "header", "rows", "part"),
     [
         ("other.csv", ("text", "label"), [("a dog", "metal"), ("a cat", "stone")], "no row has labels that"),
-        ("pairs.csv", ("premise", "hypothesis", "label"), [("a", "b", "tool")], "trained on single texts"),
+        ("pairs.csv", ("premise", "hypothesis", "label"), [("a", "b", "tool")], "reads single texts"),
         ("plain.csv", ("text", "note"), [("a dog", "x")], "no label column"),
     ],
 )

@@ -191,7 +191,7 @@ def test_another_number_of_classes_is_refused(tiny_base: Path, train_csv: Path) 
     pipeline = ClassifyPipeline.from_pretrained(tiny_base, config(num_classes=4))
     with pytest.raises(ConfigError, match="beast, fruit, tool") as caught:
         pipeline.fit(train_csv)
-    assert caught.value.wanted == "4"
+    assert caught.value.wanted == "4 labels"
 
 
 def test_labels_that_are_not_num_classes_are_refused(tiny_base: Path) -> None:

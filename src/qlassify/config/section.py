@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pydantic
 
 from qlassify.errors import ConfigError
 
 
-class _Translating(type(pydantic.BaseModel)):  # type: ignore[misc]
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _ModelMetaclass
+else:
+    _ModelMetaclass = type(pydantic.BaseModel)
+
+
+class _Translating(_ModelMetaclass):
     """Makes ``SectionClass(...)`` raise a ``ConfigError``.
 
     In the metaclass and not in ``__init__``: pydantic calls an overridden ``__init__`` for nested sections too, and the
@@ -56,7 +62,7 @@ class Section(pydantic.BaseModel, metaclass=_Translating):
         return self.parse({**self.model_dump(), **changes})
 
 
-def _translate(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str | None) -> ConfigError:
+def _translate(cls: type, error: pydantic.ValidationError, where: str | None) -> ConfigError:
     """All of pydantic's findings as one ``ConfigError``, the first one in full and the others listed."""
     findings = [_describe(cls, item) for item in error.errors(include_url=False)]
     what = "; ".join(finding for finding, _ in findings)
@@ -64,9 +70,10 @@ def _translate(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, w
     return ConfigError(what, where=where, do=" ".join(dict.fromkeys(remedies)) or None)
 
 
-def _describe(cls: type[pydantic.BaseModel], item: Any) -> tuple[str, str | None]:
+def _describe(cls: type, item: Any) -> tuple[str, str | None]:
     name = ".".join(str(part) for part in item["loc"]) or cls.__name__
     if item["type"] == "extra_forbidden":
+        assert issubclass(cls, pydantic.BaseModel)
         known = _known_keys(cls)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         return f"unknown option {name}", f"Did you mean {close[0]}?" if close else None
