@@ -17,12 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ModelError
 from qlassify.methods.inject import Attachment, attach
-from qlassify.methods.state import copy_tensors, load_adapter, read_adapter_config, read_tensors, save_adapter
+from qlassify.methods.state import (
+    copy_tensors,
+    load_adapter,
+    read_adapter_config,
+    read_tensors,
+    save_adapter,
+    write_tensors,
+)
 from qlassify.models.backbone import load_backbone
 from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead
@@ -90,7 +95,7 @@ def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     save_adapter(loaded.attachment, directory, base_model=loaded.record.base_model)
     head = loaded.classifier.head
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.named_parameters()}
-    save_file(tensors, str(directory / HEAD), metadata={"format": "pt"})
+    write_tensors(directory / HEAD, tensors)
     loaded.encoder.save(directory)
     record = {"format": FORMAT, "qlassify": __version__, **asdict(loaded.record)}
     (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

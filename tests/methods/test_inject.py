@@ -136,7 +136,7 @@ def test_a_part_of_a_name_or_another_kind_of_module_is_no_target(target: str) ->
 
 
 def test_f_edge_004_no_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="names no module"):
+    with pytest.raises(ConfigError, match="names no module"):
         LoraConfig(target_modules=())
 
 

@@ -17,7 +17,6 @@ import pydantic
 
 from qlassify.errors import ConfigError
 
-
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _ModelMetaclass
 else:

@@ -82,7 +82,7 @@ def loss_figure(history: Sequence[Mapping[str, float]], evaluations: Sequence[Ma
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.set_ylim(bottom=0.0)
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
 
     return _draw("loss", "Loss over the steps of training", draw)
 

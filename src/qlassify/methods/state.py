@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from qlassify.config.method import LoraConfig
@@ -51,7 +51,7 @@ def save_adapter(attachment: Attachment, directory: Path, *, base_model: str) ->
     }
     (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in attachment.parameters().items()}
-    save_file(tensors, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
+    write_tensors(directory / WEIGHTS_FILE, tensors)
 
 
 def _only_these(attachment: Attachment, endings: list[str]) -> bool:
@@ -134,6 +134,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise ModelError("cannot read the tensors", where=path, got=error) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file with the permissions that any new file gets; ``save_file`` would make it private.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
 
 
 def copy_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], where: object) -> None:

@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qlassify.errors import CheckpointError
+from qlassify.methods.state import write_tensors
 
 FORMAT = 1
 TENSORS = "state.safetensors"
@@ -102,7 +103,7 @@ class CheckpointStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-            save_file(_flatten(checkpoint), str(scratch / TENSORS))
+            write_tensors(scratch / TENSORS, _flatten(checkpoint))
             record = {
                 "format": FORMAT,
                 "progress": asdict(checkpoint.progress),
