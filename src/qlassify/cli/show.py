@@ -38,7 +38,7 @@ class TrainView:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self.silent = as_json or quiet
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._loss = 0.0
@@ -185,7 +185,7 @@ class TrainView:
         self.console.print(f"report {event.folder.evaluation / 'report.html'}")
         self.console.print("\nnext:")
         for command in commands:
-            self.console.print(f"  {command}", markup=False)
+            self.console.print(f"  {command}")
 
 
 class _Rate:
@@ -214,13 +214,13 @@ def show_assessment(assessment: Assessment, directory: Path | None, *, as_json: 
         record = {**to_json(assessment), "written_to": None if directory is None else str(directory)}
         print(json.dumps(record, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     print_assessment(console, assessment)
     if not quiet:
         for note in assessment.notes:
-            console.print(f"note   {note}", markup=False)
+            console.print(f"note   {note}")
         if directory is not None:
-            console.print(f"report {directory / 'report.html'}", markup=False)
+            console.print(f"report {directory / 'report.html'}")
 
 
 def print_assessment(console: Console, assessment: Assessment) -> None:

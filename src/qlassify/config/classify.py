@@ -118,7 +118,7 @@ class ClassifyConfig(Section):
         num_classes: int,
         *,
         num_rows: int,
-        model_params: int = 22_713_216,
+        model_params: int = 22_565_376,
         decoder: bool = False,
         multi_label: bool = False,
     ) -> Self:

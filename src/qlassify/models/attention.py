@@ -97,7 +97,7 @@ class PackedLayout:
         self._masks: dict[tuple[int, bool, int | None], Tensor | None] = {}
 
     def mask(self, index: int, *, causal: bool, window: int | None) -> Tensor | None:
-        """Which keys a query sees in bucket ``index``, as (n, 1, 1, L or 1, L) bool; None when all of them."""
+        """Which keys a query sees in bucket ``index``, as bool that broadcasts to (n, K, G, L, L); None for all."""
         key = (index, causal, window)
         if key not in self._masks:
             self._masks[key] = _visible(self.buckets[index], causal=causal, window=window)

@@ -59,11 +59,11 @@ class Objective:
             even = -log_probabilities.mean(dim=-1)
             losses = (1 - self.label_smoothing) * losses + self.label_smoothing * even
         if self.class_weights is not None:
-            losses = losses * self.class_weights.to(logits.dtype)[targets]
+            losses = losses * self.class_weights.to(logits)[targets]
         return LossSum(losses.sum(), len(targets))
 
     def _multi_label(self, logits: Tensor, targets: Tensor) -> LossSum:
-        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
         losses = functional.binary_cross_entropy_with_logits(
             logits, targets.to(logits.dtype), pos_weight=weights, reduction="none"
         )
