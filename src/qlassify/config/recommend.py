@@ -33,7 +33,7 @@ LARGE_DATA_ROWS = 100_000
 """From this many rows on adapters have no dropout."""
 EPOCH_BOUNDS = (3, 20)
 BASE_STEPS = 600
-STEPS_PER_CLASS = 12
+STEPS_PER_CLASS = 20
 
 
 @dataclass(frozen=True, slots=True)
