@@ -204,9 +204,9 @@ def test_batch_sizes(rows: int, decoder: bool, batch: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "classes", "epochs"),
     [
-        (100, 2, 20),  # 7 steps an epoch, 624 wanted: 90 epochs, bounded
-        (5000, 6, 5),  # 157 steps an epoch, 672 wanted
-        (10_000, 77, 5),  # 313 steps an epoch, 1524 wanted
+        (100, 2, 20),  # 7 steps an epoch, 640 wanted: 90 epochs, bounded
+        (5000, 6, 5),  # 157 steps an epoch, 720 wanted
+        (10_000, 77, 7),  # 313 steps an epoch, 2140 wanted
         (1_000_000, 2, 3),
         (1, 2, 20),
     ],
