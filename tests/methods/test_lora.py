@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qlassify.config.method import LoraConfig
 from qlassify.methods.inject import attach, linear_layers
-from qlassify.methods.lora import LoraLinear, draw_dropped, linear_shape
+from qlassify.methods.lora import LoraLinear, draw_kept, linear_shape
 from qlassify.methods.state import merge
 from qlassify.seeding import torch_generator
 from reference.lora import lora_forward
@@ -222,7 +222,7 @@ def test_gradients_under_dropout_belong_to_the_drawn_mask(
     grad = torch.randn(3, 5, OUT, generator=generator, dtype=dtype)
     found = ours(layer, x, grad)
     threshold = round(0.4 * 65536)
-    kept = ~draw_dropped(15 * IN, threshold, torch_generator(0, "dropout")).view(15, IN)
+    kept = draw_kept(15 * IN, threshold, torch_generator(0, "dropout")).view(15, IN) != 0
     mask = kept.double() / (1 - threshold / 65536)
     for tensor, wanted in zip(found, twin(layer, x, grad, mask), strict=True):
         # fp32: the house tolerance; float64: two orders of a sum.
