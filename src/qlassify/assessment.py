@@ -214,10 +214,14 @@ def _report_input(
         title=f"{folder.path.name}: {len(assessment.labels)} labels, {Path(run['data']['train']).name}",
         created=time.strftime("%Y-%m-%d %H:%M"),
         run_name=folder.path.name,
-        model={"base_model": name, **run["model"], "summary": pipeline.summary()},
+        model={
+            "base_model": name,
+            **{key: value for key, value in run["model"].items() if key != "base"},
+            "summary": pipeline.summary(),
+        },
         method=run["method"],
         training={**run["training"], "seed": run["seed"]},
-        data={"name": Path(run["data"]["train"]).name, **data},
+        data=_data_for_report(data),
         plan=runs.read_json(folder.file("plan.json")),
         environment=environment,
         metrics=assessment.metrics,
@@ -237,6 +241,24 @@ def _report_input(
         notes=assessment.notes,
         commands=next_commands(folder, data),
     )
+
+
+def _data_for_report(data: Mapping[str, Any]) -> dict[str, object]:
+    """The facts of ``data.json`` that a reader wants, one group per file; notes stand elsewhere in the report."""
+    shown: dict[str, object] = {"name": Path(data["files"][0]["path"]).name, "task": data["task"]}
+    for file in data["files"]:
+        columns = [name for name in (file["columns"]["text"], file["columns"]["text_pair"]) if name]
+        shown[f"{file['part']} file"] = {
+            "file": Path(file["path"]).name,
+            "rows": file["rows"],
+            "kept": file["kept"],
+            "rejected": sum(file["rejected"].values()),
+            "repaired": file["num_repaired"],
+            "columns": f"{' + '.join(columns)} -> {file['columns']['label']}",
+            "sha256": file["sha256"],
+        }
+    wanted = ("rows", "label_counts", "train_tokens", "truncated", "lost_tokens", "stats")
+    return shown | {key: data[key] for key in wanted}
 
 
 def _main_scores(scores: Mapping[str, float | None]) -> dict[str, float]:

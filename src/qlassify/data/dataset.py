@@ -149,6 +149,7 @@ def build_dataset(
             seed=seed,
             multi_label=labels.multi_label,
             pairs=whole.corpus.pairs,
+            names=labels.names,
         )
         notes += split.notes
         training = _select(whole, split.train)

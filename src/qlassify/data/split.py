@@ -56,6 +56,7 @@ def stratified_split(
     seed: int,
     multi_label: bool,
     pairs: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Split:
     """Holds out about ``fraction`` of the rows.
 
@@ -66,6 +67,7 @@ def stratified_split(
         seed: of the run.
         multi_label: how to read ``targets``.
         pairs: N second texts.
+        names: of the classes, for the notes; their numbers when None.
 
     Raises:
         ConfigError: a fraction outside (0, 0.5].
@@ -87,7 +89,8 @@ def stratified_split(
     for group, out in zip(groups, held_out, strict=True):
         on_side[out].extend(group.rows)
     train, kept_out = (np.array(sorted(rows), dtype=np.int64) for rows in on_side)
-    return Split(train, kept_out, _notes(groups, one_sided, len(kept_out), fraction * len(texts)))
+    named = [str(label) if names is None else repr(names[label]) for label in one_sided]
+    return Split(train, kept_out, _notes(groups, named, len(kept_out), fraction * len(texts)))
 
 
 def _groups(
@@ -174,17 +177,17 @@ def _settle(groups: Sequence[_Group], held_out: list[bool], num_classes: int) ->
     return [label for label in range(num_classes) if holders[label] and not all(on_side[label])]
 
 
-def _notes(groups: Sequence[_Group], one_sided: Sequence[int], num_held_out: int, wanted: float) -> tuple[str, ...]:
+def _notes(groups: Sequence[_Group], one_sided: Sequence[str], num_held_out: int, wanted: float) -> tuple[str, ...]:
     notes = []
     if one_sided:
-        listed = ", ".join(map(str, one_sided[:20])) + (", ..." if len(one_sided) > 20 else "")
-        notes.append(f"classes with too few different texts to be on both sides: {len(one_sided)} ({listed})")
+        listed = ", ".join(one_sided[:20]) + (", ..." if len(one_sided) > 20 else "")
+        notes.append(f"{len(one_sided)} classes have too few different texts to be on both sides: {listed}.")
     repeated = sum(len(group.rows) for group in groups if len(group.rows) > 1)
     if repeated:
-        notes.append(f"{repeated} rows share their text with another row; each such group is on one side")
+        notes.append(f"{repeated} rows share their text with another row; each such group is on one side.")
     if abs(num_held_out - wanted) > max(3.0, 0.05 * wanted):
         reason = "each class is to be on both sides and repeated texts on one"
-        notes.append(f"{num_held_out} rows are held out instead of {wanted:.0f}: {reason}")
+        notes.append(f"{num_held_out} rows are held out instead of {wanted:.0f}: {reason}.")
     return tuple(notes)
 
 
