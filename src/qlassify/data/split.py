@@ -181,7 +181,7 @@ def _notes(groups: Sequence[_Group], one_sided: Sequence[str], num_held_out: int
     notes = []
     if one_sided:
         listed = ", ".join(one_sided[:20]) + (", ..." if len(one_sided) > 20 else "")
-        notes.append(f"{len(one_sided)} classes have too few different texts to be on both sides: {listed}.")
+        notes.append(f"Classes with too few different texts to be on both sides: {len(one_sided)} ({listed}).")
     repeated = sum(len(group.rows) for group in groups if len(group.rows) > 1)
     if repeated:
         notes.append(f"{repeated} rows share their text with another row; each such group is on one side.")
