@@ -100,7 +100,7 @@ class ClassifyConfig(Section):
 
     @classmethod
     def qlora_default(cls, model_params: int) -> Self:
-        """The seed's QLoRA settings for a model of ``model_params`` parameters: two classes, alpha = 2 rank, NF4."""
+        """entrenar's QLoRA settings for a model of ``model_params`` parameters: two classes, alpha = 2 rank, NF4."""
         rate = 2e-4 if model_params <= recommend.LARGE_DECODER_PARAMETERS else 1e-4
         return cls(
             num_classes=2,
