@@ -10,7 +10,7 @@ Four rules carry most of it:
   and Mosbach et al. 2021, arXiv:2006.04884), so epochs follow from a number of optimiser steps that grows with the
   number of classes, within 3 and 20.
 * **Dropout 0.1 on the adapters' input** while the data is small, as QLoRA's 7 B runs and the LoRA authors' encoder runs
-  had it; none from 100,000 rows on. Measured here: TREC 95.8 % without, 96.6 % with.
+  had it; none from 100,000 rows on. Measured here on TREC: validation accuracy 94.3 % without, 94.7 % with.
 * **Batch 16 for decoders** (QLoRA), **32 for encoders** (the LoRA authors' GLUE scripts).
 
 The alternative, one fixed set of defaults, is what makes a newcomer's first LoRA run fail with a full fine-tuning
