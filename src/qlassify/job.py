@@ -130,6 +130,7 @@ def train(settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | 
     dataset = read_dataset(asked)
     yield DatasetEvent(dataset)
     pipeline = ClassifyPipeline.open(asked.model.base, asked)
+    _require_positions(settings, pipeline)
     facts = pipeline.facts(dataset)
     run = RunConfig.parse(layer(recommend.recommended_settings(facts), settings))
     run = _settled(run, pipeline)
@@ -155,7 +156,7 @@ def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]
         )
     run = RunConfig.parse(read_settings(folder.config), where=str(folder.config))
     dataset = read_dataset(run)
-    _require_same_data(folder, dataset)
+    require_same_data(folder, dataset)
     yield DatasetEvent(dataset)
     pipeline = ClassifyPipeline.open(run.model.base, run)
     _require_same_base(folder, pipeline)
@@ -209,7 +210,19 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
     )
 
 
-def _require_same_data(folder: RunFolder, dataset: Dataset) -> None:
+def _require_positions(settings: Mapping[str, Any], pipeline: ClassifyPipeline) -> None:
+    """A maximal length that was asked for is one that the model has positions for; the default gives way by itself."""
+    asked = (settings.get("model") or {}).get("max_length")
+    if asked is not None and asked > pipeline.encoder.max_length:
+        raise ConfigError(
+            "the model has no positions for texts that long",
+            where="model.max_length",
+            got=asked,
+            wanted=f"at most {pipeline.encoder.max_length}",
+        )
+
+
+def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
     """The files are still those that the run began with, if it had come far enough to record them."""
     if not folder.file("data.json").is_file():
         return
@@ -253,7 +266,7 @@ def _carry_out(
     placement = pipeline.placement
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
     encoded = pipeline.encode_dataset(dataset)
-    notes = (*dataset.notes, *_model_notes(pipeline), *_token_notes(encoded, pipeline.encoder.max_length))
+    notes = (*dataset.notes, *_model_notes(pipeline), *token_notes(encoded, pipeline.encoder.max_length))
     stats = summarise((encoded["train"].lengths + encoded["train"].lost_tokens).tolist())
     plan = _plan(pipeline, encoded["train"])
     yield PlanEvent(plan, stats, notes)
@@ -325,7 +338,7 @@ def _model_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:
     return (f"The architecture {kind} cannot be packed; it ran on padded batches of similar length.",)
 
 
-def _token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, ...]:
+def token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, ...]:
     """A sentence for each part in which something was cut off or came to nothing."""
     notes: list[str] = []
     for name, part in encoded.items():

@@ -19,7 +19,7 @@ from qlassify.data.corpus import read_corpus
 from qlassify.data.dataset import Dataset, label_rows
 from qlassify.data.rows import RowChunk, iter_text_rows
 from qlassify.errors import QlassifyError
-from qlassify.job import read_dataset, read_options
+from qlassify.job import read_dataset, read_options, require_same_data, token_notes
 from qlassify.pipeline import ClassifyPipeline, decide
 from qlassify.runs import RunFolder
 
@@ -79,12 +79,13 @@ def evaluate_run(
     corpus = read_corpus(data, read_options(settings))
     pipeline.require_pairs(corpus.pairs is not None)
     rows = label_rows(corpus, pipeline.labels)
-    train, notes = _training_rows(run)
+    train, notes = _training_rows(folder, run)
     if rows.rejections:
         notes = (*notes, f"{len(rows.rejections)} rows have labels that were not seen in training; they are left out.")
     if corpus.rejections:
         notes = (*notes, f"{len(corpus.rejections)} of {corpus.total_rows} rows were rejected.")
     encoded = pipeline.encode_corpus(rows.corpus)
+    notes = (*notes, *token_notes({data.name: encoded}, pipeline.encoder.max_length))
     if run is not None:
         pipeline.run = pipeline.run.replace(
             evaluation=run.evaluation.model_dump(), data=run.data.model_dump(), seed=run.seed
@@ -118,14 +119,16 @@ def _run_of(path: Path) -> tuple[RunFolder | None, RunConfig | None]:
     return None, None
 
 
-def _training_rows(run: RunConfig | None) -> tuple[Dataset | None, tuple[str, ...]]:
+def _training_rows(folder: RunFolder | None, run: RunConfig | None) -> tuple[Dataset | None, tuple[str, ...]]:
     """The run's data set, for the baselines, or a note why they are left out."""
-    if run is None:
+    if folder is None or run is None:
         return None, ("The baselines are left out: a model folder does not say what it was trained on.",)
     try:
-        return read_dataset(run), ()
+        dataset = read_dataset(run)
+        require_same_data(folder, dataset)
+        return dataset, ()
     except QlassifyError as error:
-        return None, (f"The baselines are left out: the training data cannot be read ({error.what}).",)
+        return None, (f"The baselines are left out: the training data cannot be used ({error.what}).",)
 
 
 def predict_texts(pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:

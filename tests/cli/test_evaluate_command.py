@@ -90,7 +90,7 @@ def test_without_the_training_data_the_scores_are_the_same(
     assert done.code == 0, done.err
     second = json.loads(done.out)
     assert second["values"] == first["values"]
-    assert any("the training data cannot be read" in note for note in second["notes"])
+    assert any("the training data cannot be used" in note for note in second["notes"])
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,38 @@ def test_mistakes(
     assert done.err.startswith("qlassify: ")
     assert part in done.err
     assert "Traceback" not in done.err
+
+
+def test_changed_training_data_gives_no_baselines(
+    command: Command, tiny_base: Path, new_tsv: Path, tmp_path: Path
+) -> None:
+    """Baselines of other rows than the model's would be compared with it as if they were of the same."""
+    from qlassify import job
+    from tiny_jobs import job_settings
+
+    data = write_table(tmp_path / "a.csv", ("text", "label"), make_rows(60))
+    list(job.train(job_settings(tiny_base, data, epochs=1), tmp_path / "run"))
+    assert json.loads(command("evaluate", tmp_path / "run", new_tsv, "--json").out)["baselines"]
+    write_table(data, ("text", "label"), make_rows(50, seed=7))
+    found = json.loads(command("evaluate", tmp_path / "run", new_tsv, "--json").out)
+    assert found["baselines"] == {}
+    assert any("the data has changed" in note for note in found["notes"])
+
+
+def test_texts_that_are_cut_are_counted(command: Command, tiny_base: Path, tmp_path: Path) -> None:
+    from qlassify import job
+    from qlassify.errors import ConfigError
+    from tiny_jobs import job_settings
+
+    data = write_table(tmp_path / "a.csv", ("text", "label"), make_rows(60))
+    settings = job_settings(tiny_base, data, epochs=1)
+    settings["model"]["max_length"] = 4
+    list(job.train(settings, tmp_path / "run"))
+    longer = write_table(
+        tmp_path / "b.csv", ("text", "label"), [(f"{text} {text}", label) for text, label in make_rows(9)]
+    )
+    found = json.loads(command("evaluate", tmp_path / "run", longer, "--json").out)
+    assert any("9 of 9 b.csv texts" in note and "cut at 4 tokens" in note for note in found["notes"])
+    settings["model"]["max_length"] = 100_000
+    with pytest.raises(ConfigError, match="no positions"):
+        list(job.train(settings, tmp_path / "other"))
