@@ -1,0 +1,189 @@
+"""``QuantizedTensor``: a weight in a low-bit format, and the two ways between it and numbers.
+
+The format is groups over the flattened weight: code -> level -> times the group's scale (-> plus its offset). What a
+group of special numbers comes to is decided here and not left to chance:
+
+* all zeros: scale 0, and exactly zeros come back;
+* one number repeated: nf4, fp4 and the symmetric integers give it back (it is the absmax, a level of all of them) up to
+  the scale's rounding; with zero points the scale is 0 and the offset is the number;
+* NaN or infinity: an error that names the weight, because a scale would spread it over the whole group;
+* magnitudes below 1e-38, where fp32 has no reciprocals: they may come back as zero.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlassify.config.quant import QuantConfig
+from qlassify.errors import ModelError
+from qlassify.quant.codebook import code_book
+from qlassify.quant.double import DoubleScales, quantize_scales
+from qlassify.quant.kernels import kernels_for
+
+CHUNK = 1 << 20
+"""Numbers converted to fp32 at a time while quantising: the weight in its own type is all that is ever whole."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedTensor:
+    """A weight in a low-bit format.
+
+    Attributes:
+        config: the format.
+        shape: the weight's.
+        codes: uint8; two 4-bit codes to a byte, the first in the high half.
+        scales: (G,) fp32, or their 8-bit form.
+        offsets: (G,) fp32 with zero points, else None.
+    """
+
+    config: QuantConfig
+    shape: tuple[int, ...]
+    codes: Tensor
+    scales: Tensor | DoubleScales
+    offsets: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, as they are saved."""
+        named = {"codes": self.codes}
+        if isinstance(self.scales, DoubleScales):
+            named |= {
+                "scale_codes": self.scales.codes,
+                "scale_maxima": self.scales.maxima,
+                "scale_mean": self.scales.mean,
+            }
+        else:
+            named["scales"] = self.scales
+        return named if self.offsets is None else named | {"offsets": self.offsets}
+
+    def dequantize(self, dtype: torch.dtype = torch.float32, *, out: Tensor | None = None) -> Tensor:
+        """The weight as numbers.
+
+        Args:
+            dtype: fp32 and bf16 are written directly; others are converted from fp32.
+            out: contiguous tensor to write into, of the weight's size and of ``dtype``; a new one when None.
+        """
+        if dtype not in (torch.float32, torch.bfloat16):
+            dense = self.dequantize().to(dtype)
+            return dense if out is None else out.copy_(dense.view(out.shape))
+        if out is None:
+            out = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
+        kernels, scales, flat = kernels_for(self.codes.device), self._scales(), out.view(-1)
+        group_size = self.config.group_size
+        if self.config.bits == 4:
+            levels = _levels(self.config, self.codes.device)
+            kernels.dequantize4(self.codes, levels, scales, self.offsets, group_size, flat)
+        else:
+            kernels.dequantize8(self.codes, _zero(self.config), scales, self.offsets, group_size, flat)
+        return out
+
+    def _scales(self) -> Tensor:
+        if isinstance(self.scales, Tensor):
+            return self.scales
+        codes = self.scales.codes
+        return self.scales.expand(torch.empty(len(codes), dtype=torch.float32, device=codes.device))
+
+
+def quantize(weight: Tensor, config: QuantConfig, *, name: str = "weight") -> QuantizedTensor:
+    """Quantise a weight of any floating-point type and any strides.
+
+    Args:
+        weight: what to quantise; not changed.
+        config: the format.
+        name: how an error names the weight.
+
+    Raises:
+        ModelError: the weight holds NaN or infinity, or is no floating-point tensor.
+    """
+    if not weight.is_floating_point():
+        raise ModelError("only floating-point weights are quantised", where=name, got=weight.dtype)
+    parts = allocate(config, tuple(weight.shape), weight.device)
+    flat, size = weight.detach().contiguous().view(-1), config.group_size
+    scales = torch.empty(-(-len(flat) // size), dtype=torch.float32, device=weight.device)
+    # An even number of groups, so that a chunk begins at a whole byte.
+    step = size * max(2, CHUNK // size // 2 * 2)
+    for start in range(0, len(flat), step):
+        stop, first, last = min(start + step, len(flat)), start // size, -(-min(start + step, len(flat)) // size)
+        offsets = None if parts.offsets is None else parts.offsets[first:last]
+        codes = parts.codes[start * config.bits // 8 : -(-stop * config.bits // 8)]
+        _quantize_chunk(flat[start:stop].float(), config, codes, scales[first:last], offsets)
+    _require_finite(scales, flat, size, name)
+    if isinstance(parts.scales, DoubleScales):
+        return QuantizedTensor(config, parts.shape, parts.codes, quantize_scales(scales), parts.offsets)
+    return QuantizedTensor(config, parts.shape, parts.codes, scales, parts.offsets)
+
+
+def allocate(config: QuantConfig, shape: tuple[int, ...], device: torch.device | str) -> QuantizedTensor:
+    """A quantised weight of which only the sizes are settled; on the ``meta`` device it takes no memory."""
+    count = math.prod(shape)
+    groups = -(-count // config.group_size)
+    codes = torch.empty(-(-count * config.bits // 8), dtype=torch.uint8, device=device)
+    scales: Tensor | DoubleScales
+    if config.double:
+        scales = DoubleScales(
+            torch.empty(groups, dtype=torch.uint8, device=device),
+            torch.empty(-(-groups // 256), dtype=torch.float32, device=device),
+            torch.empty((), dtype=torch.float32, device=device),
+        )
+    else:
+        scales = torch.empty(groups, dtype=torch.float32, device=device)
+    offsets = torch.empty(groups, dtype=torch.float32, device=device) if config.zero_point else None
+    return QuantizedTensor(config, shape, codes, scales, offsets)
+
+
+def from_tensors(config: QuantConfig, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> QuantizedTensor:
+    """The weight whose ``tensors()`` these are."""
+    scales: Tensor | DoubleScales
+    if config.double:
+        scales = DoubleScales(tensors["scale_codes"], tensors["scale_maxima"], tensors["scale_mean"])
+    else:
+        scales = tensors["scales"]
+    return QuantizedTensor(config, shape, tensors["codes"], scales, tensors.get("offsets"))
+
+
+def _quantize_chunk(
+    weight: Tensor, config: QuantConfig, codes: Tensor, scales: Tensor, offsets: Tensor | None
+) -> None:
+    kernels = kernels_for(weight.device)
+    if config.kind in ("nf4", "fp4"):
+        kernels.quantize_book(weight, config.group_size, code_book(config.kind), codes, scales)
+    else:
+        kernels.quantize_integer(weight, config.group_size, config.bits, codes, scales, offsets)
+
+
+def _require_finite(scales: Tensor, flat: Tensor, group_size: int, name: str) -> None:
+    bad = torch.isfinite(scales).logical_not_()
+    if not bool(bad.any()):
+        return
+    group = int(bad.nonzero()[0])
+    values = flat[group * group_size : (group + 1) * group_size]
+    inside = int(torch.isfinite(values).logical_not_().nonzero()[0])
+    raise ModelError(
+        "the weight holds a number that is not finite",
+        where=name,
+        got=f"{values[inside].item()} at position {group * group_size + inside} of {len(flat)}",
+        wanted="finite numbers; one of these would spoil its whole group",
+        do="The checkpoint is damaged or diverged in training; get it again.",
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _levels(config: QuantConfig, device: torch.device) -> Tensor:
+    """(16,) fp32 levels by code; made once, for it is asked for at every product."""
+    if config.kind in ("nf4", "fp4"):
+        return torch.from_numpy(code_book(config.kind).levels.copy()).to(device)
+    return torch.arange(16, dtype=torch.float32, device=device) - _zero(config)
+
+
+def _zero(config: QuantConfig) -> int:
+    """The code of no step: the middle one, or the first with zero points."""
+    return 0 if config.zero_point else 2 ** (config.bits - 1)
