@@ -32,7 +32,7 @@ from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.methods.inject import Attachment, attach, linear_layers
-from qlassify.methods.lora import linear_shape
+from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.state import merge
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier

@@ -29,11 +29,18 @@ def require_target(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return value
 
 
-class LoraConfig(Section):
-    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685, section 4.1): y = W x + scaling * B (A x)."""
+LoraKind = Literal["lora", "qlora", "dora", "qdora"]
 
-    kind: Literal["lora"] = "lora"
-    """The method's name."""
+
+class LoraConfig(Section):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685, section 4.1): y = W x + scaling * B (A x).
+
+    DoRA (Liu et al. 2024, arXiv:2402.09353) also trains the length of each row of W + scaling * B A. The names with a
+    q say that the frozen weights are kept in few bits (``RunConfig.quant``) and change nothing else.
+    """
+
+    kind: LoraKind = "lora"
+    """lora, or dora with trained row lengths; qlora and qdora are the same on low-bit frozen weights."""
     rank: int = pydantic.Field(default=16, ge=1)
     """Rows of A and columns of B."""
     alpha: float = pydantic.Field(default=32.0, gt=0)
@@ -55,6 +62,16 @@ class LoraConfig(Section):
         """The factor on the adapter's output."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def dora(self) -> bool:
+        """Whether row lengths are trained."""
+        return self.kind in ("dora", "qdora")
+
+    @property
+    def low_bit(self) -> bool:
+        """Whether the method's name asks for low-bit frozen weights."""
+        return self.kind in ("qlora", "qdora")
+
     def parameter_count(self, shapes: Iterable[tuple[int, int]]) -> int:
-        """Trainable parameters for layers of ``(out_features, in_features)``: rank * (in + out) each."""
-        return sum(self.rank * (rows + columns) for rows, columns in shapes)
+        """Trainable parameters for layers of ``(out, in)``: rank * (in + out) each, and with DoRA out lengths."""
+        return sum(self.rank * (rows + columns) + (rows if self.dora else 0) for rows, columns in shapes)

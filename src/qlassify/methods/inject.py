@@ -20,7 +20,11 @@ from torch import nn
 
 from qlassify.config.method import ALL_LINEAR, LoraConfig
 from qlassify.errors import ConfigError
-from qlassify.methods.lora import LoraLinear, linear_shape
+from qlassify.methods.base_layer import is_linear, linear_shape
+from qlassify.methods.dora import DoraLinear
+from qlassify.methods.lora import LoraLinear
+from qlassify.methods.qlora import QLoraLinear, require_rank
+from qlassify.quant.linear import LowBitLinear
 from qlassify.seeding import torch_generator
 
 
@@ -42,11 +46,11 @@ class Attachment:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name -> trainable parameter, in the order of the layers; the names are those of the saved file."""
-        named: dict[str, nn.Parameter] = {}
-        for path, layer in self.layers.items():
-            named[f"{path}.lora_A.weight"] = layer.lora_A
-            named[f"{path}.lora_B.weight"] = layer.lora_B
-        return named
+        return {
+            f"{path}.{name}": parameter
+            for path, layer in self.layers.items()
+            for name, parameter in layer.trainable().items()
+        }
 
     def num_parameters(self) -> int:
         """Trainable parameters, counted on the built layers."""
@@ -60,7 +64,7 @@ class Attachment:
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Dotted path -> linear layer of a model, in the model's order."""
-    return {path: module for path, module in model.named_modules() if _is_linear(module)}
+    return {path: module for path, module in model.named_modules() if is_linear(module)}
 
 
 def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
@@ -106,28 +110,24 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> Attachment:
     layers: dict[str, LoraLinear] = {}
     for path in paths:
         base = model.get_submodule(path)
-        shape = linear_shape(base)
-        if config.rank > min(shape):
-            raise ConfigError(
-                "the rank exceeds the smaller side of a target",
-                where=f"method.rank at {path}",
-                got=f"{config.rank} for a weight of {shape[0]} x {shape[1]}",
-                wanted=f"at most {min(shape)}",
-            )
-        layers[path] = LoraLinear(base, config, init=torch_generator(seed, f"init/{path}"), dropout=dropout)
+        require_rank(config, linear_shape(base), where=f"method.rank at {path}")
+        layers[path] = _wrap(base, config, init=torch_generator(seed, f"init/{path}"), dropout=dropout)
     for path, layer in layers.items():
         layer.train(model.training)
         _replace(model, path, layer)
     return Attachment(model, config, layers, dropout)
 
 
+def _wrap(base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout: torch.Generator) -> LoraLinear:
+    """The wrapper that the method and the layer ask for."""
+    if config.dora:
+        return DoraLinear(base, config, init=init, dropout=dropout)
+    if isinstance(base, LowBitLinear):
+        return QLoraLinear(base, config, init=init, dropout=dropout)
+    return LoraLinear(base, config, init=init, dropout=dropout)
+
+
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
-
-def _is_linear(module: nn.Module) -> bool:
-    """``nn.Linear``, or transformers' ``Conv1D`` (GPT-2), known by its shape so that transformers is not imported."""
-    if isinstance(module, nn.Linear):
-        return True
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

@@ -8,7 +8,8 @@ the layer it wraps (Hu et al. 2021, arXiv:2106.09685, section 4.1; the initialis
 Written with modules, this is two linear layers, a dropout, a multiplication and an addition: five graph nodes and
 three (T, out)-sized temporaries for each wrapped layer. As one function it is one node that keeps x (which the wrapped
 layer's input keeps alive anyway) and the (T, rank) product x A^T; backward is five matrix products that accumulate
-into their result. The frozen weight gets no gradient and is kept by reference.
+into their result. The frozen weight gets no gradient, and what is kept of it is the layer that has it: a low-bit layer
+forms its numbers again for backward (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, equations 5 and 6).
 
 A and B are fp32 whatever the backbone computes in, and B is kept unscaled: scaling it on the way would divide its
 effective learning rate. The products run in the type of x.
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from qlassify.config.method import LoraConfig
+from qlassify.methods.base_layer import bias_of, dense_weight, linear_shape, placement_of
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 """Integers as wide as each type that a backbone computes in."""
@@ -45,7 +47,7 @@ class _LoraFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        base: nn.Module,
         bias: Tensor | None,
         lora_a: Tensor,
         lora_b: Tensor,
@@ -57,7 +59,7 @@ class _LoraFunction(torch.autograd.Function):
         Args:
             ctx: autograd's context.
             x: (..., in).
-            weight: (out, in), frozen.
+            base: the frozen layer whose weight (out, in) this is about.
             bias: (out,) frozen, or None.
             lora_a: (rank, in).
             lora_b: (out, rank).
@@ -68,23 +70,23 @@ class _LoraFunction(torch.autograd.Function):
         seen = _seen(rows, kept)
         a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
         inner = seen @ a.T  # (tokens, rank)
-        y = nn.functional.linear(rows, weight, bias)
+        y = nn.functional.linear(rows, dense_weight(base, x.dtype), bias)
         y = y.addmm_(inner, b.T, alpha=scaling)
-        ctx.save_for_backward(rows, weight, lora_a, lora_b, inner, kept)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return y.view(*x.shape[:-1], weight.shape[0])
+        ctx.save_for_backward(rows, lora_a, lora_b, inner, kept)
+        ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape
+        return y.view(*x.shape[:-1], len(lora_b))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None, None]:
         """Gradients of x, A and B."""
-        rows, weight, lora_a, lora_b, inner, kept = ctx.saved_tensors
+        rows, lora_a, lora_b, inner, kept = ctx.saved_tensors
         scaling: float = ctx.scaling
         g = grad.reshape(-1, grad.shape[-1])
         grad_inner = (g @ lora_b.to(g.dtype)).mul_(scaling)  # (tokens, rank)
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = g @ weight
+            grad_x = g @ dense_weight(ctx.base, g.dtype)
             if kept is None:
                 grad_x.addmm_(grad_inner, lora_a.to(g.dtype))
             else:
@@ -99,7 +101,7 @@ class LoraLinear(nn.Module):
     """A frozen linear layer with a LoRA path.
 
     Args:
-        base: the layer to wrap: ``nn.Linear``, or transformers' ``Conv1D``, whose weight is stored (in, out).
+        base: the layer to wrap: ``nn.Linear``, transformers' ``Conv1D``, or ``LowBitLinear``.
         config: rank, alpha, dropout, scaling rule.
         init: generator for A.
         dropout: generator for dropout masks; shared by all layers of an attachment.
@@ -117,36 +119,42 @@ class LoraLinear(nn.Module):
         self.scaling = config.scaling
         self.dropout = config.dropout
         self._dropout_generator = dropout
-        self._transposed = not isinstance(base, nn.Linear)
         out_features, in_features = linear_shape(base)
-        weight = base.weight
-        assert isinstance(weight, Tensor)
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        device, dtype = placement_of(base)
         bound = in_features**-0.5
         a = torch.empty(config.rank, in_features, dtype=dtype).uniform_(-bound, bound, generator=init)
-        self.lora_A = nn.Parameter(a.to(weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=dtype, device=weight.device))
+        self.lora_A = nn.Parameter(a.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=dtype, device=device))
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, (out, in)."""
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
-        return weight.T if self._transposed else weight
+        """The frozen weight (out, in); that of a low-bit layer is good until another one's is asked for."""
+        return dense_weight(self.base, self.lora_A.dtype)
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias, (out,), or None."""
-        bias = self.base.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return bias
+        """The frozen bias (out,), or None."""
+        return bias_of(self.base, self.lora_A.dtype)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name in a saved file, below the layer's path -> trainable parameter."""
+        return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
 
     def delta(self) -> Tensor:
-        """scaling * B A, (out, in), in the type of A: what merging adds to the weight."""
+        """scaling * B A, (out, in), in the type of A: what the low-rank path adds to the weight."""
         return (self.lora_B @ self.lora_A).mul_(self.scaling)
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The weight (out, in) of the one layer that computes the same, formed in the type of A."""
+        return dense_weight(self.base, self.lora_A.dtype).to(self.lora_A.dtype) + self.delta()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        return self.product(x, bias_of(self.base, x.dtype))
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in) -> (..., out): x (W + scaling * B A)^T + bias, with dropout before A while training."""
         kept: Tensor | None = None
         scaling = self.scaling
         if self.training and self.dropout > 0:
@@ -155,7 +163,7 @@ class LoraLinear(nn.Module):
             kept = mask.to(device=x.device, dtype=_BITS[x.dtype])
             scaling /= 1 - threshold / 65536
         y: Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, self.lora_A, self.lora_B, scaling, kept
+            x, self.base, bias, self.lora_A, self.lora_B, scaling, kept
         )
         return y
 
@@ -166,10 +174,3 @@ def draw_kept(count: int, threshold: int, generator: torch.Generator) -> Tensor:
     draws = words.view(torch.int16)[:count]
     return torch.ge(draws, threshold - 32768, out=torch.empty_like(draws)).neg_()
 
-
-def linear_shape(layer: nn.Module) -> tuple[int, int]:
-    """(out_features, in_features) of a linear layer, whichever way its weight is stored."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    rows, columns = weight.shape
-    return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)

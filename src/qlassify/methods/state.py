@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from qlassify.config.method import LoraConfig
 from qlassify.errors import ConfigError, ModelError
+from qlassify.methods.base_layer import dense_layer, dense_weight
 from qlassify.methods.inject import Attachment
-from qlassify.methods.lora import LoraLinear
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -43,6 +43,7 @@ def save_adapter(attachment: Attachment, directory: Path, *, base_model: str) ->
         "lora_dropout": config.dropout,
         "target_modules": targets if exact else sorted(attachment.layers),
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
         "bias": "none",
         "fan_in_fan_out": any(not isinstance(layer.base, nn.Linear) for layer in attachment.layers.values()),
         "init_lora_weights": True,
@@ -75,17 +76,15 @@ def read_adapter_config(directory: Path) -> LoraConfig:
     if not isinstance(settings, dict):
         raise ModelError("not an adapter's configuration", where=path, got=type(settings).__name__)
     _refuse_what_would_be_misread(settings, path)
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
+    if settings.get("peft_type") != "LORA":
         raise ModelError(
-            "this kind of adapter is not supported",
-            where=path,
-            got=f"{settings.get('peft_type')}{' with DoRA' if settings.get('use_dora') else ''}",
-            wanted="LORA",
+            "this kind of adapter is not supported", where=path, got=settings.get("peft_type"), wanted="LORA"
         )
     targets = settings.get("target_modules")
     try:
         return LoraConfig.parse(
             {
+                "kind": "dora" if settings.get("use_dora") else "lora",
                 "rank": settings["r"],
                 "alpha": settings["lora_alpha"],
                 "dropout": settings.get("lora_dropout", 0.0),
@@ -167,18 +166,19 @@ def copy_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
 
 
 def merge(attachment: Attachment) -> None:
-    """Add each adapter to its layer's weight and put the plain layers back.
+    """Put one plain layer in the place of each adapted one.
 
-    The sum is formed in fp32 and rounded once to the weight's type, so a bf16 base loses what bf16 cannot hold;
-    logits differ from the unmerged model's by that rounding. The base weights are changed: this cannot be undone by
-    ``detach``.
+    The merged weight is formed in fp32 and rounded once to the type that the model computes in, so a bf16 base loses
+    what bf16 cannot hold; logits differ from the unmerged model's by that rounding. A low-bit layer becomes an
+    unquantised one: quantising the sum again would undo part of what was learned. The base weights are changed: this
+    cannot be undone by ``detach``.
     """
-    with torch.no_grad():
-        for layer in attachment.layers.values():
-            _merge_layer(layer)
+    frozen = (p.dtype for p in attachment.model.parameters() if p.is_floating_point() and not p.requires_grad)
+    dtype = next(frozen, torch.float32)
+    for layer in attachment.layers.values():
+        merged = layer.merged_weight()
+        layer.base = dense_layer(layer.base, dtype)
+        weight = dense_weight(layer.base, dtype)
+        with torch.no_grad():
+            weight.copy_(merged)
     attachment.detach()
-
-
-def _merge_layer(layer: LoraLinear) -> None:
-    weight = layer.weight
-    weight.copy_((weight.to(layer.lora_A.dtype) + layer.delta()).to(weight.dtype))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from qlassify.config.quant import QuantConfig
 from qlassify.errors import ModelError
+from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
 from qlassify.models.attention import PackedLayout
+from qlassify.models.low_bit import load_low_bit
+from qlassify.models.quantized import quantized_base
+from qlassify.models.source import weight_files
+from qlassify.quant.linear import low_bit_layers
 
 PROBE_LENGTHS = (7, 4)
 """Lengths of the two texts with which packing is tried."""
@@ -50,6 +56,7 @@ class Backbone(nn.Module):
         causal: whether a token sees only what precedes it.
         max_positions: longest text the model has positions for, or None when it has no bound.
         num_parameters: parameters of the pretrained model, tied ones counted once.
+        quant: the format of its low-bit weights, or None when it has none.
         vocab_size: rows of the token embedding.
         packed: whether batches run without padding.
     """
@@ -60,7 +67,11 @@ class Backbone(nn.Module):
         self.directory = directory
         config = model.config
         self.model_type = str(config.model_type)
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        low_bit = low_bit_layers(model).values()
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters()) + sum(
+            layer.out_features * layer.in_features for layer in low_bit
+        )
+        self.quant = next((layer.config for layer in low_bit), None)
         embeddings = model.get_input_embeddings()
         self.vocab_size = int(embeddings.num_embeddings)
         self.hidden_size = int(config.hidden_size)
@@ -167,17 +178,38 @@ class Backbone(nn.Module):
         return good
 
 
-def load_backbone(directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Backbone:
+def load_backbone(
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    quant: QuantConfig | None = None,
+) -> Backbone:
     """Load the pretrained model of a directory, without its head.
 
     Args:
-        directory: config.json and safetensors weights.
+        directory: config.json and safetensors weights, ordinary or quantised.
         dtype: floating-point type of the weights in memory and of the computation.
         device: where to put them.
+        quant: the format to keep the linear layers' weights in; a quantised directory has its own.
 
     Raises:
         ModelError: unknown architecture, code that would have to be run, or weights that do not fill the model.
     """
+    model, info = _load_model(directory, dtype, quant)
+    missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
+    if missing:
+        raise ModelError(
+            f"{len(missing)} tensors of the model are missing from its files or have another shape",
+            where=directory,
+            got=", ".join(missing[:4]) + (" ..." if len(missing) > 4 else ""),
+            wanted="every tensor of the architecture; a classifier on random weights is never built",
+        )
+    return Backbone(model.to(device), directory)
+
+
+def _load_model(directory: Path, dtype: torch.dtype, quant: QuantConfig | None) -> tuple[Any, Mapping[str, Any]]:
+    """transformers' model and what it says of the loading."""
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -191,9 +223,13 @@ def load_backbone(directory: Path, dtype: torch.dtype = torch.float32, device: t
         ) from None
     attention.register()
     arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
+    plan = quantized_base(directory) or quant
     try:
         with _quiet_transformers():
-            model, info = AutoModel.from_pretrained(
+            if plan is not None:
+                files = tuple(open_safetensors(path) for path in weight_files(directory))
+                return load_low_bit(_model_class(config, AutoModel), config, files, plan, dtype, **arguments)
+            loaded: tuple[Any, Mapping[str, Any]] = AutoModel.from_pretrained(
                 str(directory),
                 config=config,
                 dtype=dtype,
@@ -203,25 +239,20 @@ def load_backbone(directory: Path, dtype: torch.dtype = torch.float32, device: t
                 output_loading_info=True,
                 **arguments,
             )
+            return loaded
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
-    missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
-    if missing:
-        raise ModelError(
-            f"{len(missing)} tensors of the model are missing from its files or have another shape",
-            where=directory,
-            got=", ".join(missing[:4]) + (" ..." if len(missing) > 4 else ""),
-            wanted="every tensor of the architecture; a classifier on random weights is never built",
-        )
-    return Backbone(model.to(device), directory)
+
+
+def _model_class(config: Any, auto_model: Any) -> Any:
+    """The architecture's base model."""
+    model_class = auto_model._model_mapping[type(config)]
+    return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
 def _has_pooler(config: Any, auto_model: Any) -> bool:
     """Whether the architecture's base model has an optional pooler that only its own heads use."""
-    model_class = auto_model._model_mapping[type(config)]
-    if isinstance(model_class, tuple):
-        model_class = model_class[0]
-    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return "add_pooling_layer" in inspect.signature(_model_class(config, auto_model).__init__).parameters
 
 
 def _is_causal(model: Any) -> bool:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlassify.errors import ModelError
+from qlassify.formats.safetensors import open_safetensors
+from qlassify.models.quantized import WEIGHTS, QuantizedBase, quantized_base, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,44 +68,66 @@ class ModelSource:
         Raises:
             ModelError: there are none.
         """
-        index = self.directory / "model.safetensors.index.json"
-        if index.is_file():
-            return self._shards(index)
-        single = self.directory / "model.safetensors"
-        if single.is_file():
-            return (single,)
-        pickles = sorted(path.name for path in self.directory.glob("*.bin"))
-        raise ModelError(
-            "no safetensors weights",
-            where=self.directory,
-            got=", ".join(pickles) or "no weight file",
-            wanted="model.safetensors, or shards with model.safetensors.index.json",
-            do="Convert the checkpoint with save_pretrained(..., safe_serialization=True)." if pickles else None,
-        )
+        return weight_files(self.directory)
 
-    def _shards(self, index: Path) -> tuple[Path, ...]:
-        """The files that an index names, all of which must be there."""
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError("cannot read the index of the weights", where=index, got=error) from None
-        missing = [name for name in names if not (self.directory / name).is_file()]
-        if missing:
-            raise ModelError(
-                "shards of the weights are missing",
-                where=self.directory,
-                got=f"no {', '.join(missing[:4])}",
-                wanted=f"all {len(names)} files of {index.name}",
-                do="Fetch the model again.",
-            )
-        return tuple(self.directory / name for name in names)
+    def quantized(self) -> QuantizedBase | None:
+        """What a quantised directory says of itself; None when the weights are ordinary."""
+        return quantized_base(self.directory)
 
     def sha256(self) -> str:
-        """SHA-256 of the weight files; for several, of their digests in order of name."""
+        """SHA-256 of the weight files; for several, of their digests in order of name.
+
+        A quantised directory answers for the weights that it was made from, after its own bytes have been checked.
+        """
+        record = self.quantized()
+        if record is not None:
+            verify(open_safetensors(self.directory / WEIGHTS), record)
+            return record.source_sha256
         digests = [_file_sha256(path) for path in self.weight_files()]
         if len(digests) == 1:
             return digests[0]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files of a model directory, in the order of their names.
+
+    Raises:
+        ModelError: there are none, or one that the index names is missing.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return _shards(index)
+    single = directory / WEIGHTS
+    if single.is_file():
+        return (single,)
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    raise ModelError(
+        "no safetensors weights",
+        where=directory,
+        got=", ".join(pickles) or "no weight file",
+        wanted="model.safetensors, or shards with model.safetensors.index.json",
+        do="Convert the checkpoint with save_pretrained(..., safe_serialization=True)." if pickles else None,
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, all of which must be there."""
+    directory = index.parent
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("cannot read the index of the weights", where=index, got=error) from None
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise ModelError(
+            "shards of the weights are missing",
+            where=directory,
+            got=f"no {', '.join(missing[:4])}",
+            wanted=f"all {len(names)} files of {index.name}",
+            do="Fetch the model again.",
+        )
+    return tuple(directory / name for name in names)
 
 
 def resolve(name: str, *, offline: bool = False) -> ModelSource:

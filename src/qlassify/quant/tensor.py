@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ class QuantizedTensor:
     codes: Tensor
     scales: Tensor | DoubleScales
     offsets: Tensor | None
+
+    _is_hf_initialized: ClassVar[bool] = True
+    """transformers asks weights for this before it fills those that a checkpoint lacked with random numbers."""
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,208 @@
+"""Loading a pretrained model into low-bit weights, tensor by tensor.
+
+transformers builds the model without memory for its weights and hands each tensor of the checkpoint to a quantiser on
+its way into the model: its own extension point, which also sees to names that a checkpoint spells differently. Our
+quantiser puts a ``LowBitLinear`` in the place of each linear layer when its weight comes along. The tensors that it is
+handed are read one at a time by ``formats``, so the full-precision model never exists: the peak is the low-bit model
+and the tensor in hand.
+
+A weight is quantised from the type that the checkpoint has, not from the type that this machine computes in. Rounding
+it to bf16 first would give other codes on a machine that computes in bf16 than on one that does not, and an adapter
+trained above the ones would meet the others. The rest of the model is cast afterwards, parameter by parameter.
+
+Embeddings, norms and anything else that is not a linear layer keep their numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlassify.config.quant import QuantConfig
+from qlassify.errors import ModelError
+from qlassify.formats.safetensors import SafetensorsFile
+from qlassify.models.quantized import QuantizedBase
+from qlassify.quant.linear import LowBitLinear
+from qlassify.quant.tensor import quantize
+
+METHOD = "qlassify"
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor of a file that is read when transformers takes it, as it takes slices of its own files."""
+
+    file: SafetensorsFile
+    name: str
+
+    def __getitem__(self, index: object) -> Tensor:
+        """The tensor; the index is always an ellipsis."""
+        return self.file.read(self.name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.file.entries[self.name].dtype
+
+
+def load_low_bit(
+    model_class: Any,
+    config: Any,
+    files: tuple[SafetensorsFile, ...],
+    plan: QuantConfig | QuantizedBase,
+    dtype: torch.dtype | None,
+    **extra: Any,
+) -> tuple[Any, Mapping[str, Any]]:
+    """Build a transformers model whose linear layers are low-bit.
+
+    Args:
+        model_class: transformers' class of the model.
+        config: its configuration.
+        files: the checkpoint.
+        plan: the format to quantise into, or what the files say of weights that are in one already.
+        dtype: the type of everything that is not low-bit; the checkpoint's own when None.
+        extra: further arguments of the class's ``from_pretrained``.
+
+    Returns:
+        The model and transformers' loading report.
+    """
+    state = {name: LazyTensor(file, name) for file in files for name in file.entries}
+    own = _widest(state)
+    model, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype or own,
+        quantization_config=_classes()[0](plan, own),
+        output_loading_info=True,
+        **extra,
+    )
+    return model, info
+
+
+def _widest(state: Mapping[str, LazyTensor]) -> torch.dtype:
+    """The widest floating-point type of a checkpoint, in which none of its tensors is rounded."""
+    found = {tensor.dtype for tensor in state.values()}
+    if {torch.bfloat16, torch.float16} <= found:
+        return torch.float32
+    return next((dtype for dtype in _FLOATS if dtype in found), torch.float32)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _is_linear_weight(model: nn.Module, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    if last != "weight":
+        return False
+    module = model.get_submodule(path)
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _quantize_into(model: nn.Module, name: str, weight: Tensor, config: QuantConfig) -> None:
+    """Put a low-bit layer in the place of the linear layer whose weight this is."""
+    path = name.rpartition(".")[0]
+    layer = model.get_submodule(path)
+    shape, expected = tuple(weight.shape), tuple(layer.weight.shape)  # type: ignore[union-attr,arg-type]
+    if shape != expected:
+        raise ModelError("a weight has another shape than the model", where=name, got=shape, wanted=expected)
+    rows = weight if isinstance(layer, nn.Linear) else weight.T
+    low_bit = LowBitLinear(quantize(rows, config, name=name))
+    # Its own parameter, not a copy: the bias is still to come, or has come already.
+    low_bit.bias = layer.bias  # type: ignore[assignment]
+    low_bit._is_hf_initialized = True  # type: ignore[assignment]
+    _replace(model, path, low_bit)
+
+
+@functools.cache
+def _classes() -> tuple[Any, Any]:
+    """Our configuration and quantiser in transformers' registry, entered once."""
+    from transformers.core_model_loading import ConversionOps
+    from transformers.quantizers.auto import register_quantization_config, register_quantizer
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    @register_quantization_config(METHOD)
+    class LowBitConfig(QuantizationConfigMixin):  # type: ignore[misc]
+        def __init__(self, plan: QuantConfig | QuantizedBase, own: torch.dtype) -> None:
+            self.quant_method = METHOD
+            self.plan = plan
+            self.own = own
+
+        def to_dict(self) -> dict[str, Any]:
+            return {"quant_method": METHOD}
+
+    class Quantize(ConversionOps):  # type: ignore[misc]
+        def __init__(self, config: QuantConfig) -> None:
+            self.config = config
+
+        def convert(self, input_dict: Any, *, model: Any = None, missing_keys: Any = None, **_: Any) -> dict[str, Any]:
+            for name in list(input_dict):
+                value = input_dict.pop(name)
+                _quantize_into(model, name, value[0] if isinstance(value, list) else value, self.config)
+                if missing_keys is not None:
+                    missing_keys.discard(name)
+            return {}
+
+    @register_quantizer(METHOD)
+    class LowBitQuantizer(HfQuantizer):  # type: ignore[misc]
+        def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+            plan = self.quantization_config.plan
+            return isinstance(plan, QuantConfig) and _is_linear_weight(model, param_name)
+
+        def get_quantize_ops(self) -> Any:
+            return Quantize(self.quantization_config.plan)
+
+        def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+            plan = self.quantization_config.plan
+            if isinstance(plan, QuantizedBase):
+                _make_room(model, plan)
+            else:
+                _keep_type(model, self.quantization_config.own)
+            return model
+
+        def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            model.__dict__.pop("_get_dtype_plan", None)
+            return model
+
+        def is_serializable(self) -> bool:
+            return False
+
+        @property
+        def is_trainable(self) -> bool:
+            return True
+
+    return LowBitConfig, LowBitQuantizer
+
+
+def _keep_type(model: Any, own: torch.dtype) -> None:
+    """Have linear weights handed over in the checkpoint's type, whatever the model is loaded in.
+
+    A model is asked for exceptions to its type just before its weights are read, and the answer is a method's.
+    """
+    exceptions = model._get_dtype_plan
+    names = [f"{path}.weight" for path, _ in model.named_modules() if _is_linear_weight(model, f"{path}.weight")]
+    model._get_dtype_plan = lambda dtype: {**exceptions(dtype), **dict.fromkeys(names, own)}
+
+
+def _make_room(model: nn.Module, plan: QuantizedBase) -> None:
+    """Low-bit layers without memory in the places that a quantised checkpoint names."""
+    for path, shape in plan.layers.items():
+        try:
+            layer = model.get_submodule(path)
+        except AttributeError:
+            raise ModelError("the quantised checkpoint is not of this architecture", got=f"a layer {path}") from None
+        bias = layer.bias
+        assert bias is None or isinstance(bias, Tensor)
+        _replace(model, path, LowBitLinear.empty(shape, plan.config, bias=bias))
+
+
