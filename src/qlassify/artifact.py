@@ -13,10 +13,12 @@ predicts at random, without an error.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qlassify.config.quant import QuantConfig
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ModelError
 from qlassify.methods.inject import Attachment, attach
@@ -55,6 +57,7 @@ class ClassifierRecord:
         base_sha256: SHA-256 of its weights.
         precision: arithmetic of the backbone while training, ``bf16`` or ``fp32``.
         threshold: probability from which a label counts as given (multi-label).
+        quantization: the format of the backbone's low-bit weights, or None; quantising again gives the same codes.
     """
 
     labels: tuple[str, ...]
@@ -66,6 +69,7 @@ class ClassifierRecord:
     base_sha256: str
     precision: str
     threshold: float
+    quantization: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,9 @@ def load_classifier(
             do="Give the right one with --base.",
         )
     placement = _placement(record, device, precision)
-    backbone = load_backbone(source.directory, placement.dtype, placement.device)
+    quant = None if record.quantization is None else QuantConfig.parse(record.quantization, where=str(directory))
+    _require_format(source, quant)
+    backbone = load_backbone(source.directory, placement.dtype, placement.device, quant=quant)
     attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
     load_adapter(attachment, directory)
     head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0).to(placement.device)
@@ -160,6 +166,19 @@ def load_classifier(
     classifier = Classifier(backbone, head, record.pooling).eval()
     encoder = TextEncoder.load(directory, record.max_length)
     return LoadedClassifier(record, classifier, attachment, encoder, source, placement)
+
+
+def _require_format(source: ModelSource, quant: QuantConfig | None) -> None:
+    """A quantised base has the format that the classifier was trained on."""
+    base = source.quantized()
+    if base is not None and base.config != quant:
+        raise ModelError(
+            "the base model is quantised in another format than the classifier was trained on",
+            where=source.directory,
+            got=str(base.config),
+            wanted="unquantised weights" if quant is None else str(quant),
+            do="Give the model that it was made from with --base.",
+        )
 
 
 def _placement(record: ClassifierRecord, device: str, precision: str) -> Placement:

@@ -195,6 +195,7 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
     base = pipeline.source
     paths = {name: getattr(run.data, name) for name in ("train", "eval", "test")}
     return run.replace(
+        quant=pipeline.backbone.quant,
         data={
             **run.data.model_dump(),
             **{name: str(Path(path).resolve()) for name, path in paths.items() if path is not None},

@@ -129,9 +129,11 @@ class ClassifyPipeline(StepwisePipeline):
             path = path / "model"
         loaded = load_classifier(path, device=device, precision=precision, base_model=base)
         record = loaded.record
+        quant, method = loaded.classifier.backbone.quant, loaded.attachment.config
         run = RunConfig(
             model=ModelConfig(base=record.base_model, pooling=record.pooling, max_length=record.max_length),
-            method=loaded.attachment.config,
+            quant=quant,
+            method=method if quant is None else method.replace(kind="qdora" if method.dora else "qlora"),
             evaluation=EvaluationConfig(threshold=record.threshold),
         )
         pipeline = cls(loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run)
@@ -352,6 +354,7 @@ class ClassifyPipeline(StepwisePipeline):
             base_sha256=self.source.sha256(),
             precision=self.placement.precision,
             threshold=self.run.evaluation.threshold,
+            quantization=None if self.backbone.quant is None else self.backbone.quant.model_dump(mode="json"),
         )
         save_classifier(
             LoadedClassifier(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from qlassify.config.quant import QuantConfig
 from qlassify.config.run import RunConfig
 from qlassify.data.labels import LabelMap, class_weights
 from qlassify.data.packing import PackedBatch, micro_batches
@@ -31,8 +32,8 @@ from qlassify.data.samples import (
 from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.predict import predict_logits, probabilities
-from qlassify.methods.inject import Attachment, attach, linear_layers
 from qlassify.methods.base_layer import linear_shape
+from qlassify.methods.inject import Attachment, attach, linear_layers
 from qlassify.methods.state import merge
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
@@ -40,6 +41,7 @@ from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import PoolingMode, choose_pooling
 from qlassify.models.source import ModelSource, resolve
 from qlassify.planning.plan import ModelShape, human_count
+from qlassify.quant.linear import low_bit_layers
 from qlassify.training.loss import Objective, num_correct
 from qlassify.training.optimizer import Optimizer
 from qlassify.training.precision import Placement, choose_placement
@@ -104,14 +106,15 @@ class StepwisePipeline:
         """
         source = resolve(base)
         placement = choose_placement(run.model.device, run.model.precision)
-        backbone = load_backbone(source.directory, placement.dtype, placement.device)
+        quant = _format(source, run)
+        backbone = load_backbone(source.directory, placement.dtype, placement.device, quant=quant)
         limit = backbone.max_positions
         max_length = run.model.max_length if limit is None else min(run.model.max_length, limit)
         encoder = TextEncoder.load(source.directory, max_length)
         pooling = run.model.pooling
         if pooling == "auto":
             pooling = choose_pooling(source.directory, causal=backbone.causal)
-        return cls(source, placement, backbone, encoder, pooling, run)
+        return cls(source, placement, backbone, encoder, pooling, run.replace(quant=quant))
 
     def prepare(
         self, labels: LabelMap, run: RunConfig | None = None, counts: npt.NDArray[np.int64] | None = None
@@ -377,6 +380,8 @@ class StepwisePipeline:
             num_parameters=self.backbone.num_parameters,
             num_linear_parameters=linear,
             bytes_per_parameter=2 if self.placement.precision == "bf16" else 4,
+            low_bit=tuple(math.prod(linear_shape(layer)) for layer in low_bit_layers(self.backbone.model).values()),
+            quant=self.backbone.quant,
             num_layers=int(getattr(config, "num_hidden_layers", 0)),
             hidden_size=self.backbone.hidden_size,
             feed_forward_size=next((int(size) for size in sizes if size), 4 * self.backbone.hidden_size),
@@ -389,13 +394,35 @@ class StepwisePipeline:
         if self._trainable is None:
             return f"{base}, {self.placement.precision} on {self.placement.device}"
         method = self.run.method
+        low_bit = "" if backbone.quant is None else f" in {backbone.quant}"
+        name = f"{'Q' if backbone.quant else ''}{'DoRA' if method.dora else 'LoRA'}"
         kind = "multi-label" if self.trainable.labels.multi_label else "single-label"
         return (
-            f"{base} + LoRA(r={method.rank}, alpha={method.alpha:g}) on {len(self.trainable.attachment.layers)} layers "
+            f"{base}{low_bit} + {name}(r={method.rank}, alpha={method.alpha:g}) on {len(self.trainable.attachment.layers)} layers "
             f"+ {self.pooling} pooling + {kind} head of {len(self.trainable.labels)} classes; "
             f"{human_count(self.num_trainable_parameters())} trainable parameters, "
             f"{self.placement.precision} on {self.placement.device}"
         )
+
+
+def _format(source: ModelSource, run: RunConfig) -> QuantConfig | None:
+    """The format of the frozen weights: the base model's own, if it is quantised, else the one that is asked for.
+
+    Raises:
+        ConfigError: another format is asked for than the base model's own.
+    """
+    record = source.quantized()
+    if record is None:
+        return run.wanted_quant
+    if run.quant is not None and run.quant != record.config:
+        raise ConfigError(
+            "the base model is quantised in another format",
+            where=source.directory,
+            got=str(record.config),
+            wanted=f"{run.quant}, as quant says",
+            do="Leave quant out, or give the model that it was made from.",
+        )
+    return record.config
 
 
 def _classes(samples: Sequence[Sample] | Sequence[TokenizedSample]) -> npt.NDArray[np.int64]:

@@ -24,7 +24,10 @@ Base = Annotated[
 Pooling = Annotated[str | None, typer.Option(help="auto, last, cls or mean.", rich_help_panel=MODEL)]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", rich_help_panel=MODEL)]
 Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", rich_help_panel=MODEL)]
-Method = Annotated[str | None, typer.Option(help="Fine-tuning method: lora.", rich_help_panel=MODEL)]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Fine-tuning method: lora, dora, or on low-bit weights qlora, qdora.", rich_help_panel=MODEL),
+]
 Rank = Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)]
 Alpha = Annotated[float | None, typer.Option(help="LoRA alpha.", rich_help_panel=MODEL)]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the rows.", rich_help_panel=TRAINING)]

@@ -16,6 +16,7 @@ import pydantic
 
 from qlassify.config import recommend
 from qlassify.config.method import ALL_LINEAR, LoraConfig, require_target
+from qlassify.config.quant import QuantConfig
 from qlassify.config.run import (
     DEFAULT_BASE_MODEL,
     ModelConfig,
@@ -26,7 +27,6 @@ from qlassify.config.run import (
     TrainingConfig,
 )
 from qlassify.config.section import Section
-from qlassify.errors import ConfigError
 
 
 class ClassifyConfig(Section):
@@ -55,7 +55,7 @@ class ClassifyConfig(Section):
     class_weights: tuple[float, ...] | None = None
     """One positive weight per class, or None for equal weights."""
     quantize_nf4: bool = False
-    """Store the frozen weights in 4-bit NF4 (QLoRA)."""
+    """Store the frozen weights in 4-bit NF4, in groups of 64 with double quantisation (QLoRA)."""
 
     multi_label: bool = False
     """Whether a row may have several labels."""
@@ -145,19 +145,7 @@ class ClassifyConfig(Section):
         )
 
     def to_run_config(self, base: str = DEFAULT_BASE_MODEL) -> RunConfig:
-        """The same settings as sections, for the base model ``base``.
-
-        Raises:
-            ConfigError: ``quantize_nf4`` is set; this version has no low-bit weights.
-        """
-        if self.quantize_nf4:
-            raise ConfigError(
-                "low-bit frozen weights are not part of this version",
-                where="ClassifyConfig.quantize_nf4",
-                got="True",
-                wanted="False",
-                do="Use config.replace(quantize_nf4=False) to train LoRA on unquantised weights.",
-            )
+        """The same settings as sections, for the base model ``base``."""
         return RunConfig(
             model=ModelConfig(
                 base=base,
@@ -166,7 +154,9 @@ class ClassifyConfig(Section):
                 precision=self.precision,
                 device=self.device,
             ),
+            quant=QuantConfig() if self.quantize_nf4 else None,
             method=LoraConfig(
+                kind="qlora" if self.quantize_nf4 else "lora",
                 rank=self.lora_rank,
                 alpha=self.lora_alpha,
                 dropout=self.lora_dropout,

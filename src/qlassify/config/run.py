@@ -13,6 +13,7 @@ from typing import Literal
 import pydantic
 
 from qlassify.config.method import LoraConfig
+from qlassify.config.quant import QuantConfig
 from qlassify.config.section import Section
 
 DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -117,12 +118,22 @@ class EvaluationConfig(Section):
 
 
 class RunConfig(Section):
-    """One training run: data, model, method, training, evaluation, seed."""
+    """One training run: data, model, quant, method, training, evaluation, seed."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    quant: QuantConfig | None = None
+    """Format of low-bit frozen weights. Without one they keep their numbers, unless the method's name begins with q."""
     method: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = pydantic.Field(default=42, ge=0)
     """The one seed; every random stream is derived from it by name."""
+
+    @property
+    def wanted_quant(self) -> QuantConfig | None:
+        """The format that the settings ask for: the one given, or the default one where the method's name says low-bit.
+
+        A base model that is quantised already has its own, which then holds.
+        """
+        return QuantConfig() if self.quant is None and self.method.low_bit else self.quant

@@ -10,6 +10,7 @@ the user believes in.
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -81,13 +82,18 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
     return f"{name} is {item['input']!r}: {message}", None
 
 
+def section_of(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """The section that a field holds, also one that may be None; None for a field of another kind."""
+    for kind in (annotation, *typing.get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+            return kind
+    return None
+
+
 def _known_keys(cls: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
     """The dotted names of every option below ``cls``."""
     keys: list[str] = []
     for name, field in cls.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            keys += _known_keys(annotation, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
+        section = section_of(field.annotation)
+        keys += [prefix + name] if section is None else _known_keys(section, f"{prefix}{name}.")
     return keys

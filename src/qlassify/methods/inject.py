@@ -130,4 +130,3 @@ def _wrap(base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
-

@@ -173,4 +173,3 @@ def draw_kept(count: int, threshold: int, generator: torch.Generator) -> Tensor:
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     draws = words.view(torch.int16)[:count]
     return torch.ge(draws, threshold - 32768, out=torch.empty_like(draws)).neg_()
-

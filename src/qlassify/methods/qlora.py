@@ -141,5 +141,3 @@ def require_rank(config: LoraConfig, shape: tuple[int, int], *, where: str) -> N
             got=f"{config.rank} for a weight of {shape[0]} x {shape[1]}",
             wanted=f"at most {min(shape)}",
         )
-
-

@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -204,5 +203,3 @@ def _make_room(model: nn.Module, plan: QuantizedBase) -> None:
         bias = layer.bias
         assert bias is None or isinstance(bias, Tensor)
         _replace(model, path, LowBitLinear.empty(shape, plan.config, bias=bias))
-
-

@@ -1,6 +1,7 @@
 """The plan of a run: parameters, bytes, steps and arithmetic, from shapes and token counts alone.
 
-    frozen bytes      parameters of the backbone x bytes of their type
+    frozen bytes      parameters of the backbone x bytes of their type; of low-bit weights their codes and scales, and
+                      one buffer for the largest of them as numbers
     trainable bytes   16 x trainable parameters: fp32 value, gradient and two AdamW moments
     activation bytes  tokens of the largest micro-batch x what one token keeps for backward
     training FLOP     4 x parameters in matrix products x tokens: forward, and backward to the layer's input; the
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qlassify.config.quant import QuantConfig
+
 BYTES_PER_TRAINABLE = 16
 
 
@@ -35,6 +38,8 @@ class ModelShape:
         num_layers: transformer layers.
         hidden_size: H.
         feed_forward_size: I.
+        low_bit: numbers in each low-bit weight.
+        quant: their format.
     """
 
     num_parameters: int
@@ -43,6 +48,19 @@ class ModelShape:
     num_layers: int
     hidden_size: int
     feed_forward_size: int
+    low_bit: tuple[int, ...] = ()
+    quant: QuantConfig | None = None
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of the frozen weights."""
+        plain = (self.num_parameters - sum(self.low_bit)) * self.bytes_per_parameter
+        return plain + sum(self.quant.storage_bytes(count) for count in self.low_bit if self.quant)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffer in which low-bit weights become numbers, one at a time."""
+        return max(self.low_bit, default=0) * self.bytes_per_parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,7 @@ class Plan:
     Attributes:
         trainable_parameters: of the method and the head.
         frozen_parameters: of the backbone.
-        frozen_bytes: memory of the frozen weights.
+        frozen_bytes: memory of the frozen weights, and of the buffer in which low-bit ones become numbers.
         trainable_bytes: memory of trainable values, gradients and moments.
         activation_bytes: memory of the largest micro-batch's activations, estimated.
         total_bytes: their sum; the interpreter and its libraries come on top.
@@ -97,7 +115,7 @@ def make_plan(
     """
     steps_per_epoch = -(-len(lengths) // rows_per_step)
     tokens = int(lengths.sum()) * epochs
-    frozen_bytes = shape.num_parameters * shape.bytes_per_parameter
+    frozen_bytes = shape.frozen_bytes + shape.buffer_bytes
     trainable_bytes = trainable_parameters * BYTES_PER_TRAINABLE
     largest = largest_micro_batch(lengths, rows_per_step=rows_per_step, token_budget=token_budget)
     kept_per_token = shape.num_layers * (10 * shape.hidden_size + 3 * shape.feed_forward_size)

@@ -154,9 +154,7 @@ def from_tensors(config: QuantConfig, shape: tuple[int, ...], tensors: dict[str,
     return QuantizedTensor(config, shape, tensors["codes"], scales, tensors.get("offsets"))
 
 
-def _quantize_chunk(
-    weight: Tensor, config: QuantConfig, codes: Tensor, scales: Tensor, offsets: Tensor | None
-) -> None:
+def _quantize_chunk(weight: Tensor, config: QuantConfig, codes: Tensor, scales: Tensor, offsets: Tensor | None) -> None:
     kernels = kernels_for(weight.device)
     if config.kind in ("nf4", "fp4"):
         kernels.quantize_book(weight, config.group_size, code_book(config.kind), codes, scales)

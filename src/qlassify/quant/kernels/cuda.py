@@ -55,7 +55,7 @@ _INDEX_LIMIT = tl.constexpr(1 << 30)
 @triton.jit  # type: ignore[untyped-decorator]
 def _round_to(values, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """fp32 to the output's type, to nearest, ties to even."""
-    if TYPE == tl.bfloat16 and INTERPRETED:
+    if tl.bfloat16 == TYPE and INTERPRETED:
         bits = values.to(tl.uint32, bitcast=True)
         # A carry out of the mantissa belongs in the exponent, where this sum puts it.
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
