@@ -31,7 +31,7 @@ from qlassify.data.stats import DataStats
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import CheckpointError, ConfigError
 from qlassify.pipeline import ClassifyPipeline
-from qlassify.planning.plan import Plan, make_plan, summarise
+from qlassify.planning.plan import Plan, summarise
 from qlassify.runs import EventLog, RunFolder
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import StepEvent, TrainingEvent, as_record
@@ -269,7 +269,9 @@ def _carry_out(
     encoded = pipeline.encode_dataset(dataset)
     notes = (*dataset.notes, *_model_notes(pipeline), *token_notes(encoded, pipeline.encoder.max_length))
     stats = summarise((encoded["train"].lengths + encoded["train"].lost_tokens).tolist())
-    plan = _plan(pipeline, encoded["train"])
+    plan = pipeline.plan(encoded["train"])
+    copies = pipeline.settle_dense_copies(plan)
+    notes = notes if copies is None else (*notes, copies)
     yield PlanEvent(plan, stats, notes)
     environment = runs.environment(
         precision=placement.precision, device=placement.device, threads=torch.get_num_threads()
@@ -320,23 +322,17 @@ def _logged(loop: TrainingLoop, folder: RunFolder, *, resumed: bool) -> Iterator
         log.close()
 
 
-def _plan(pipeline: ClassifyPipeline, encoded: Encoded) -> Plan:
-    training = pipeline.run.training
-    return make_plan(
-        pipeline.model_shape(),
-        trainable_parameters=pipeline.num_trainable_parameters(),
-        lengths=encoded.lengths,
-        epochs=training.epochs,
-        rows_per_step=training.batch_size * training.accumulation_steps,
-        token_budget=training.token_budget,
-    )
-
-
 def _model_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:
-    if pipeline.backbone.packed:
-        return ()
-    kind = pipeline.backbone.model_type
-    return (f"The architecture {kind} cannot be packed; it ran on padded batches of similar length.",)
+    backbone = pipeline.backbone
+    notes: list[str] = []
+    if not backbone.packed:
+        notes.append(f"The architecture {backbone.model_type} cannot be packed; it ran on padded batches.")
+    if backbone.quant is not None and backbone.quant_error is not None:
+        notes.append(
+            f"The weights of the linear layers are kept in {backbone.quant.bits_per_weight:.3f} bits each, which "
+            f"changes them by {100 * backbone.quant_error:.1f} % of their size (root mean square)."
+        )
+    return tuple(notes)
 
 
 def token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, ...]:

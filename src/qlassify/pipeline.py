@@ -20,6 +20,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_classifier, save_classifier
 from qlassify.config import recommend
@@ -33,6 +34,9 @@ from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, DataError
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
 from qlassify.evaluation.predict import predict_logits, probabilities
+from qlassify.planning.memory import available_memory_bytes
+from qlassify.planning.plan import Plan, human_bytes, make_plan
+from qlassify.quant.linear import low_bit_layers
 from qlassify.stepwise import StepwisePipeline, Trainable
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent
@@ -172,6 +176,7 @@ class ClassifyPipeline(StepwisePipeline):
         )
         self.prepare_for(dataset)
         encoded = self.encode_dataset(dataset)
+        self.settle_dense_copies(self.plan(encoded["train"]))
         events = list(self.training_loop(dataset, encoded).run())
         steps = [event for event in events if isinstance(event, StepEvent)]
         end = next(event for event in events if isinstance(event, TrainingEndEvent))
@@ -237,6 +242,41 @@ class ClassifyPipeline(StepwisePipeline):
     def encode_corpus(self, corpus: Corpus) -> Encoded:
         """Token ids of a corpus's texts or text pairs."""
         return self.encoder.encode(corpus.texts, corpus.pairs)
+
+    def plan(self, encoded: Encoded) -> Plan:
+        """What training on these rows will need."""
+        training = self.run.training
+        return make_plan(
+            self.model_shape(),
+            trainable_parameters=self.num_trainable_parameters(),
+            lengths=encoded.lengths,
+            epochs=training.epochs,
+            rows_per_step=training.batch_size * training.accumulation_steps,
+            token_budget=training.token_budget,
+        )
+
+    def settle_dense_copies(self, plan: Plan) -> str | None:
+        """Keep low-bit weights as numbers if the settings ask for it and, with ``auto``, the plan allows it.
+
+        Returns:
+            A sentence about it; None when there was nothing to decide.
+        """
+        layers, setting = low_bit_layers(self.backbone.model).values(), self.run.model.dense_copies
+        if not layers or setting == "never":
+            return None
+        free = self._free_bytes()
+        kept = setting == "always" or (free is not None and plan.allows_dense_copies(free))
+        for low_bit in layers:
+            low_bit.keep_dense(self.placement.dtype if kept else None)
+        size = human_bytes(plan.dense_copy_bytes)
+        if kept:
+            return f"The low-bit weights are also kept as numbers, {size}, to save forming them anew."
+        return f"The low-bit weights are not kept as numbers ({size}): memory is too scarce."
+
+    def _free_bytes(self) -> int | None:
+        if self.placement.device == "cuda":
+            return int(torch.cuda.mem_get_info()[0])
+        return available_memory_bytes()
 
     def training_loop(
         self,

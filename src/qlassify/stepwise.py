@@ -398,7 +398,8 @@ class StepwisePipeline:
         name = f"{'Q' if backbone.quant else ''}{'DoRA' if method.dora else 'LoRA'}"
         kind = "multi-label" if self.trainable.labels.multi_label else "single-label"
         return (
-            f"{base}{low_bit} + {name}(r={method.rank}, alpha={method.alpha:g}) on {len(self.trainable.attachment.layers)} layers "
+            f"{base}{low_bit} + {name}(r={method.rank}, alpha={method.alpha:g}) "
+            f"on {len(self.trainable.attachment.layers)} layers "
             f"+ {self.pooling} pooling + {kind} head of {len(self.trainable.labels)} classes; "
             f"{human_count(self.num_trainable_parameters())} trainable parameters, "
             f"{self.placement.precision} on {self.placement.device}"

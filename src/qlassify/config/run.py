@@ -65,6 +65,10 @@ class ModelConfig(Section):
     """Arithmetic of the frozen backbone; bf16 where the hardware multiplies it, else fp32, when auto."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; the first CUDA device when there is one and auto."""
+    dense_copies: Literal["never", "auto", "always"] = "never"
+    """Keep low-bit weights as numbers beside their codes while training, which saves forming them anew for every
+    product and gives up the memory that was saved; auto does so where half of the free memory holds all that is
+    planned. The results are bitwise the same."""
 
 
 class TrainingConfig(Section):

@@ -79,6 +79,8 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
         return f"unknown option {name}", f"Did you mean {close[0]}?" if close else None
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):
+        return message, None  # about several options of a section, which it names itself
     return f"{name} is {item['input']!r}: {message}", None
 
 

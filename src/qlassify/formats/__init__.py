@@ -1,1 +1,1 @@
-"""Files of tensors: headers read and checked without reading a tensor, tensors read one at a time, files written whole."""
+"""Files of tensors: headers checked before anything is read, tensors read one at a time, files written whole."""

@@ -84,7 +84,7 @@ class SafetensorsFile:
         flat = torch.empty(entry.nbytes, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            view, done = memoryview(flat.numpy()), 0
+            view, done = flat.numpy().data, 0
             while done < entry.nbytes:
                 count = file.readinto(view[done:])
                 if not count:
@@ -170,4 +170,4 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """The bytes of tensors in their order, as a file holds them."""
     for tensor in tensors.values():
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield flat.view(torch.uint8).numpy().data

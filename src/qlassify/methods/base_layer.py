@@ -52,7 +52,7 @@ def bias_of(layer: nn.Module, dtype: torch.dtype) -> Tensor | None:
 def placement_of(layer: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device of the weight, and the type for trainable values beside it: fp32, or float64 on a float64 layer."""
     if isinstance(layer, LowBitLinear):
-        return layer.weight_codes.device, torch.float32
+        return layer.device, torch.float32
     weight = _stored(layer)
     return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
 

@@ -1,9 +1,10 @@
 """DoRA: the low-rank update turns the weight's rows, and a trained vector sets their lengths.
 
-    y = m / n * (x (W + s B A)^T) + b,    n_i = ||row i of W + s B A||        m (out,) starts at n, so y starts at W x + b
+    y = m / n * (x (W + s B A)^T) + b,    n_i = ||row i of W + s B A||
 
-(Liu et al. 2024, arXiv:2402.09353). The lengths n are treated as constants in backward, as the paper's section 4.3
-proposes: the gradient is nearly the same and a graph of the size of W is saved.
+where m (out,) starts at n, so that y starts at x W^T + b (Liu et al. 2024, arXiv:2402.09353). The lengths n are treated
+as constants in backward, as the paper's section 4.3 proposes: the gradient is nearly the same and a graph of the size
+of W is saved.
 
 W + s B A is never formed for its lengths. With w_i and b_i rows of W and B,
 
@@ -78,4 +79,4 @@ class DoraLinear(LoraLinear):
         """(out,) squared lengths of the frozen rows, summed in the type of A."""
         dtype = self.lora_A.dtype
         weight = dense_weight(self.base, dtype)
-        return torch.cat([rows.to(dtype).square().sum(dim=1) for rows in weight.split(_ROWS)])
+        return torch.cat([rows.to(dtype).square().sum(dim=1) for rows in torch.split(weight, _ROWS)])

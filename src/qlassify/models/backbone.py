@@ -32,7 +32,7 @@ from qlassify.errors import ModelError
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
 from qlassify.models.attention import PackedLayout
-from qlassify.models.low_bit import load_low_bit
+from qlassify.models.low_bit import QuantError, load_low_bit
 from qlassify.models.quantized import quantized_base
 from qlassify.models.source import weight_files
 from qlassify.quant.linear import low_bit_layers
@@ -50,6 +50,7 @@ class Backbone(nn.Module):
     Args:
         model: a transformers base model without a head, in evaluation mode.
         directory: where it was loaded from.
+        quant_error: what quantising its weights lost, relative to their size.
 
     Attributes:
         hidden_size: H.
@@ -61,7 +62,7 @@ class Backbone(nn.Module):
         packed: whether batches run without padding.
     """
 
-    def __init__(self, model: Any, directory: Path) -> None:
+    def __init__(self, model: Any, directory: Path, quant_error: float | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.directory = directory
@@ -71,6 +72,7 @@ class Backbone(nn.Module):
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters()) + sum(
             layer.out_features * layer.in_features for layer in low_bit
         )
+        self.quant_error = quant_error
         self.quant = next((layer.config for layer in low_bit), None)
         embeddings = model.get_input_embeddings()
         self.vocab_size = int(embeddings.num_embeddings)
@@ -196,7 +198,7 @@ def load_backbone(
     Raises:
         ModelError: unknown architecture, code that would have to be run, or weights that do not fill the model.
     """
-    model, info = _load_model(directory, dtype, quant)
+    model, info, error = load_model(directory, dtype, quant)
     missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
     if missing:
         raise ModelError(
@@ -205,11 +207,19 @@ def load_backbone(
             got=", ".join(missing[:4]) + (" ..." if len(missing) > 4 else ""),
             wanted="every tensor of the architecture; a classifier on random weights is never built",
         )
-    return Backbone(model.to(device), directory)
+    return Backbone(model.to(device), directory, None if error is None else error.relative)
 
 
-def _load_model(directory: Path, dtype: torch.dtype, quant: QuantConfig | None) -> tuple[Any, Mapping[str, Any]]:
-    """transformers' model and what it says of the loading."""
+def load_model(
+    directory: Path, dtype: torch.dtype | None, quant: QuantConfig | None
+) -> tuple[Any, Mapping[str, Any], QuantError | None]:
+    """transformers' model, what it says of the loading, and what quantising lost.
+
+    Args:
+        directory: the model.
+        dtype: of the weights that are not low-bit; the files' own when None.
+        quant: the format of the linear layers' weights; none when None, unless the files are quantised.
+    """
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -229,17 +239,17 @@ def _load_model(directory: Path, dtype: torch.dtype, quant: QuantConfig | None) 
             if plan is not None:
                 files = tuple(open_safetensors(path) for path in weight_files(directory))
                 return load_low_bit(_model_class(config, AutoModel), config, files, plan, dtype, **arguments)
-            loaded: tuple[Any, Mapping[str, Any]] = AutoModel.from_pretrained(
+            model, info = AutoModel.from_pretrained(
                 str(directory),
                 config=config,
-                dtype=dtype,
+                dtype=dtype or "auto",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 **arguments,
             )
-            return loaded
+            return model, info, None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
 

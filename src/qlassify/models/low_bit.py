@@ -16,6 +16,7 @@ Embeddings, norms and anything else that is not a linear layer keep their number
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from qlassify.errors import ModelError
 from qlassify.formats.safetensors import SafetensorsFile
 from qlassify.models.quantized import QuantizedBase
 from qlassify.quant.linear import LowBitLinear
-from qlassify.quant.tensor import quantize
+from qlassify.quant.tensor import quantize, squared_error
 
 METHOD = "qlassify"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +52,24 @@ class LazyTensor:
         return self.file.entries[self.name].dtype
 
 
+@dataclass(slots=True)
+class QuantError:
+    """What quantising lost, summed over a model's low-bit weights.
+
+    Attributes:
+        squared_error: sum of squared differences.
+        squared_total: sum of squares of the weights.
+    """
+
+    squared_error: float = 0.0
+    squared_total: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """Root of the mean squared error over the root of the mean square: 0.1 is one tenth of the weights' size."""
+        return math.sqrt(self.squared_error / self.squared_total) if self.squared_total else 0.0
+
+
 def load_low_bit(
     model_class: Any,
     config: Any,
@@ -58,7 +77,7 @@ def load_low_bit(
     plan: QuantConfig | QuantizedBase,
     dtype: torch.dtype | None,
     **extra: Any,
-) -> tuple[Any, Mapping[str, Any]]:
+) -> tuple[Any, Mapping[str, Any], QuantError]:
     """Build a transformers model whose linear layers are low-bit.
 
     Args:
@@ -70,20 +89,21 @@ def load_low_bit(
         extra: further arguments of the class's ``from_pretrained``.
 
     Returns:
-        The model and transformers' loading report.
+        The model, transformers' loading report, and what quantising lost.
     """
     state = {name: LazyTensor(file, name) for file in files for name in file.entries}
     own = _widest(state)
+    error = QuantError() if isinstance(plan, QuantConfig) else QuantError(plan.relative_error**2, 1.0)
     model, info = model_class.from_pretrained(
         None,
         config=config,
         state_dict=state,
         dtype=dtype or own,
-        quantization_config=_classes()[0](plan, own),
+        quantization_config=_classes()[0](plan, own, error),
         output_loading_info=True,
         **extra,
     )
-    return model, info
+    return model, info, error
 
 
 def _widest(state: Mapping[str, LazyTensor]) -> torch.dtype:
@@ -107,15 +127,19 @@ def _is_linear_weight(model: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _quantize_into(model: nn.Module, name: str, weight: Tensor, config: QuantConfig) -> None:
+def _quantize_into(model: nn.Module, name: str, weight: Tensor, config: QuantConfig, error: QuantError) -> None:
     """Put a low-bit layer in the place of the linear layer whose weight this is."""
     path = name.rpartition(".")[0]
     layer = model.get_submodule(path)
-    shape, expected = tuple(weight.shape), tuple(layer.weight.shape)  # type: ignore[union-attr,arg-type]
+    shape, expected = tuple(weight.shape), tuple(layer.weight.shape)  # type: ignore[arg-type]
     if shape != expected:
         raise ModelError("a weight has another shape than the model", where=name, got=shape, wanted=expected)
     rows = weight if isinstance(layer, nn.Linear) else weight.T
-    low_bit = LowBitLinear(quantize(rows, config, name=name))
+    quantized = quantize(rows, config, name=name)
+    lost, total = squared_error(rows, quantized)
+    error.squared_error += lost
+    error.squared_total += total
+    low_bit = LowBitLinear(quantized)
     # Its own parameter, not a copy: the bias is still to come, or has come already.
     low_bit.bias = layer.bias  # type: ignore[assignment]
     low_bit._is_hf_initialized = True  # type: ignore[assignment]
@@ -130,36 +154,43 @@ def _classes() -> tuple[Any, Any]:
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+    config_base: Any = QuantizationConfigMixin
+    operation_base: Any = ConversionOps
+    quantizer_base: Any = HfQuantizer
+
     @register_quantization_config(METHOD)
-    class LowBitConfig(QuantizationConfigMixin):  # type: ignore[misc]
-        def __init__(self, plan: QuantConfig | QuantizedBase, own: torch.dtype) -> None:
+    class LowBitConfig(config_base):  # type: ignore[misc]
+        def __init__(self, plan: QuantConfig | QuantizedBase, own: torch.dtype, error: QuantError) -> None:
             self.quant_method = METHOD
             self.plan = plan
             self.own = own
+            self.error = error
 
         def to_dict(self) -> dict[str, Any]:
             return {"quant_method": METHOD}
 
-    class Quantize(ConversionOps):  # type: ignore[misc]
-        def __init__(self, config: QuantConfig) -> None:
+    class Quantize(operation_base):  # type: ignore[misc]
+        def __init__(self, config: QuantConfig, error: QuantError) -> None:
             self.config = config
+            self.error = error
 
         def convert(self, input_dict: Any, *, model: Any = None, missing_keys: Any = None, **_: Any) -> dict[str, Any]:
             for name in list(input_dict):
                 value = input_dict.pop(name)
-                _quantize_into(model, name, value[0] if isinstance(value, list) else value, self.config)
+                weight = value[0] if isinstance(value, list) else value
+                _quantize_into(model, name, weight, self.config, self.error)
                 if missing_keys is not None:
                     missing_keys.discard(name)
             return {}
 
     @register_quantizer(METHOD)
-    class LowBitQuantizer(HfQuantizer):  # type: ignore[misc]
+    class LowBitQuantizer(quantizer_base):  # type: ignore[misc]
         def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
             plan = self.quantization_config.plan
             return isinstance(plan, QuantConfig) and _is_linear_weight(model, param_name)
 
         def get_quantize_ops(self) -> Any:
-            return Quantize(self.quantization_config.plan)
+            return Quantize(self.quantization_config.plan, self.quantization_config.error)
 
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
             plan = self.quantization_config.plan

@@ -12,8 +12,8 @@
         <path>.bias                  as it was
 
 and everything else under its own name in its own type. The header's text under ``qlassify_quantized`` is JSON: the
-version of this layout, the format, path -> shape of each low-bit layer, the SHA-256 of the weights that it was made
-from, and the SHA-256 of the tensors' bytes, by which damage is noticed.
+version of this layout, the format, path -> shape of each low-bit layer, what quantising lost, the SHA-256 of the
+weights that it was made from, and the SHA-256 of the tensors' bytes, by which damage is noticed.
 
 Which model this is, is said by the first of the two hashes together with the format: quantising is a function of them,
 bit for bit, so a classifier trained on this directory also loads on the original one, and the reverse.
@@ -53,12 +53,14 @@ class QuantizedBase:
         layers: path -> (out, in) of each low-bit layer.
         source_sha256: of the weights that it was made from.
         sha256: of its tensors' bytes.
+        relative_error: root mean square of what quantising changed, over that of the weights.
     """
 
     config: QuantConfig
     layers: Mapping[str, tuple[int, int]]
     source_sha256: str
     sha256: str
+    relative_error: float
 
 
 def read_quantized(file: SafetensorsFile) -> QuantizedBase | None:
@@ -76,7 +78,9 @@ def read_quantized(file: SafetensorsFile) -> QuantizedBase | None:
             raise ValueError(f"version {record['version']}")
         layers = {str(path): (int(rows), int(columns)) for path, (rows, columns) in record["layers"].items()}
         config = QuantConfig.parse(record["format"])
-        return QuantizedBase(config, layers, str(record["source_sha256"]), str(record["sha256"]))
+        return QuantizedBase(
+            config, layers, str(record["source_sha256"]), str(record["sha256"]), float(record["relative_error"])
+        )
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ModelError(
             "cannot read the quantised checkpoint",
@@ -122,6 +126,7 @@ def save_quantized(
     layers: Mapping[str, tuple[int, int]],
     source: Path,
     source_sha256: str,
+    relative_error: float,
 ) -> QuantizedBase:
     """Write a quantised checkpoint with its companions from ``source``.
 
@@ -131,7 +136,7 @@ def save_quantized(
     digest = hashlib.sha256()
     for chunk in tensor_bytes(tensors):
         digest.update(chunk)
-    record = QuantizedBase(config, layers, source_sha256, digest.hexdigest())
+    record = QuantizedBase(config, layers, source_sha256, digest.hexdigest(), relative_error)
     directory.mkdir(parents=True, exist_ok=True)
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
@@ -144,6 +149,7 @@ def save_quantized(
         "layers": {path: list(shape) for path, shape in layers.items()},
         "source_sha256": source_sha256,
         "sha256": record.sha256,
+        "relative_error": relative_error,
     }
     write_safetensors(directory / WEIGHTS, tensors, {"format": "pt", KEY: json.dumps(text)})
     return record

@@ -74,6 +74,7 @@ class Plan:
         trainable_bytes: memory of trainable values, gradients and moments.
         activation_bytes: memory of the largest micro-batch's activations, estimated.
         total_bytes: their sum; the interpreter and its libraries come on top.
+        dense_copy_bytes: what low-bit weights would take as numbers beside their codes; not in the sum.
         steps: optimiser steps if training does not stop early.
         tokens: training tokens of all epochs.
         train_flop: floating-point operations of training.
@@ -85,9 +86,14 @@ class Plan:
     trainable_bytes: int
     activation_bytes: int
     total_bytes: int
+    dense_copy_bytes: int
     steps: int
     tokens: int
     train_flop: int
+
+    def allows_dense_copies(self, available_bytes: int) -> bool:
+        """Whether everything, with low-bit weights as numbers, fits half of the memory that is free."""
+        return 2 * (self.total_bytes + self.dense_copy_bytes) <= available_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """Name -> value, for ``plan.json``."""
@@ -127,6 +133,7 @@ def make_plan(
         trainable_bytes=trainable_bytes,
         activation_bytes=activation_bytes,
         total_bytes=frozen_bytes + trainable_bytes + activation_bytes,
+        dense_copy_bytes=sum(shape.low_bit) * shape.bytes_per_parameter,
         steps=steps_per_epoch * epochs,
         tokens=tokens,
         train_flop=4 * (shape.num_linear_parameters + trainable_parameters) * tokens,

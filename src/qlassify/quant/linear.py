@@ -92,6 +92,13 @@ class LowBitLinear(nn.Module):
         tensors = {name.removeprefix("weight_"): tensor for name, tensor in self._buffers.items() if tensor is not None}
         return from_tensors(self.config, (self.out_features, self.in_features), tensors)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        codes = self._buffers["weight_codes"]
+        assert codes is not None
+        return codes.device
+
     def set_weight(self, weight: QuantizedTensor) -> None:
         """Take over a weight of this layer's shape and format."""
         self._dense = None
@@ -106,8 +113,7 @@ class LowBitLinear(nn.Module):
         """The weight's numbers (out, in). Valid until any layer's are asked for again in this thread."""
         if self._dense is not None and self._dense.dtype == dtype:
             return self._dense
-        device = self.weight_codes.device
-        buffer = _buffer(self.out_features * self.in_features, dtype, device)
+        buffer = _buffer(self.out_features * self.in_features, dtype, self.device)
         return self.weight.dequantize(dtype, out=buffer.view(self.out_features, self.in_features))
 
     def bias_as(self, dtype: torch.dtype) -> Tensor | None:
@@ -129,7 +135,7 @@ class LowBitLinear(nn.Module):
         ``model.to(torch.bfloat16)`` means the type to compute in; scales rounded to it would be another weight.
         """
         kept = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
             after = self._buffers[name]
             if before is not None and after is not None and after.dtype != before.dtype:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -111,19 +112,53 @@ def quantize(weight: Tensor, config: QuantConfig, *, name: str = "weight") -> Qu
     if not weight.is_floating_point():
         raise ModelError("only floating-point weights are quantised", where=name, got=weight.dtype)
     parts = allocate(config, tuple(weight.shape), weight.device)
-    flat, size = weight.detach().contiguous().view(-1), config.group_size
-    scales = torch.empty(-(-len(flat) // size), dtype=torch.float32, device=weight.device)
-    # An even number of groups, so that a chunk begins at a whole byte.
-    step = size * max(2, CHUNK // size // 2 * 2)
-    for start in range(0, len(flat), step):
-        stop, first, last = min(start + step, len(flat)), start // size, -(-min(start + step, len(flat)) // size)
-        offsets = None if parts.offsets is None else parts.offsets[first:last]
-        codes = parts.codes[start * config.bits // 8 : -(-stop * config.bits // 8)]
-        _quantize_chunk(flat[start:stop].float(), config, codes, scales[first:last], offsets)
-    _require_finite(scales, flat, size, name)
+    flat = weight.detach().contiguous().view(-1)
+    scales = torch.empty(-(-len(flat) // config.group_size), dtype=torch.float32, device=weight.device)
+    for chunk in _chunks(len(flat), config):
+        offsets = None if parts.offsets is None else parts.offsets[chunk.groups]
+        _quantize_chunk(flat[chunk.numbers].float(), config, parts.codes[chunk.bytes], scales[chunk.groups], offsets)
+    _require_finite(scales, flat, config.group_size, name)
     if isinstance(parts.scales, DoubleScales):
         return QuantizedTensor(config, parts.shape, parts.codes, quantize_scales(scales), parts.offsets)
     return QuantizedTensor(config, parts.shape, parts.codes, scales, parts.offsets)
+
+
+def squared_error(weight: Tensor, quantized: QuantizedTensor) -> tuple[float, float]:
+    """(sum of squared errors, sum of squares) of a weight that was quantised; chunk by chunk, in float64."""
+    flat, scales = weight.detach().contiguous().view(-1), quantized._scales()
+    error = total = 0.0
+    for chunk in _chunks(len(flat), quantized.config):
+        part = QuantizedTensor(
+            quantized.config,
+            (chunk.numbers.stop - chunk.numbers.start,),
+            quantized.codes[chunk.bytes],
+            scales[chunk.groups],
+            None if quantized.offsets is None else quantized.offsets[chunk.groups],
+        )
+        numbers = flat[chunk.numbers].float()
+        error += float((part.dequantize() - numbers).square_().sum(dtype=torch.float64))
+        total += float(numbers.square().sum(dtype=torch.float64))
+    return error, total
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A stretch of whole groups: its numbers, groups and bytes of codes."""
+
+    numbers: slice
+    groups: slice
+    bytes: slice
+
+
+def _chunks(count: int, config: QuantConfig) -> Iterator[_Chunk]:
+    """Stretches of about ``CHUNK`` numbers; of an even number of groups, so that each begins at a whole byte."""
+    size, bits = config.group_size, config.bits
+    step = size * max(2, CHUNK // size // 2 * 2)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        yield _Chunk(
+            slice(start, stop), slice(start // size, -(-stop // size)), slice(start * bits // 8, -(-stop * bits // 8))
+        )
 
 
 def allocate(config: QuantConfig, shape: tuple[int, ...], device: torch.device | str) -> QuantizedTensor:

@@ -78,7 +78,7 @@ def kernels_for(device: torch.device) -> Kernels:
 def _cpu() -> Kernels:
     """numba's, or the reference with one warning where numba cannot be used."""
     try:
-        module: Kernels = importlib.import_module("qlassify.quant.kernels.cpu")  # type: ignore[assignment]
+        module: Kernels = importlib.import_module("qlassify.quant.kernels.cpu")
     except ImportError as error:
         warnings.warn(
             f"low-bit weights are computed by plain torch, several times slower, because numba cannot be used: {error}",
@@ -92,7 +92,7 @@ def _cpu() -> Kernels:
 def _cuda() -> Kernels:
     """Triton's, or the reference with one warning where Triton is missing."""
     try:
-        module: Kernels = importlib.import_module("qlassify.quant.kernels.cuda")  # type: ignore[assignment]
+        module: Kernels = importlib.import_module("qlassify.quant.kernels.cuda")
     except ImportError as error:
         warnings.warn(
             f"low-bit weights are computed by plain torch, several times slower, because Triton cannot be used: "

@@ -16,6 +16,7 @@ ten times as long.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pickle
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def _compile(function: Callable[..., None]) -> Callable[..., None]:
 # numba. Loops run over slices from zero: numba then knows that no index is negative and LLVM vectorises them.
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _put(codes, position, code):  # type: ignore[no-untyped-def]
     """Write a 4-bit code; the low half of a byte is written after its high half."""
     if position & 1:
@@ -92,7 +93,7 @@ def _put(codes, position, code):  # type: ignore[no-untyped-def]
         codes[position >> 1] = np.uint8(code << 4)
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _largest_bits(bits):  # type: ignore[no-untyped-def]
     """The bits of the largest magnitude. As integers, magnitudes order like numbers, with infinity and NaN on top."""
     whole = bits.size // 16
@@ -102,7 +103,7 @@ def _largest_bits(bits):  # type: ignore[no-untyped-def]
     return largest
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _to_bf16(bits):  # type: ignore[no-untyped-def]
     """The bits of an fp32 number that is not NaN, rounded to bf16: nearest, ties to even."""
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
@@ -135,7 +136,7 @@ def _quantize_book_plain(weight, group_size, midpoints, order, order32, codes, a
             _put(codes, start + i, order[rank])
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _round_steps(values, scale, steps, rounded):  # type: ignore[no-untyped-def]
     """round(value / scale) within -steps and steps, counted from -steps - 1."""
     most = np.float32(steps)
@@ -143,7 +144,7 @@ def _round_steps(values, scale, steps, rounded):  # type: ignore[no-untyped-def]
         rounded[i] = np.uint8(np.int32(min(max(np.rint(values[i] / scale), -most), most)) + np.int32(steps + 1))
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _round_steps_from(values, low, scale, steps, rounded):  # type: ignore[no-untyped-def]
     """round((value - low) / scale) within 0 and steps; in float64, where no difference overflows."""
     least, divisor, most = np.float64(low), np.float64(scale), np.float64(steps)
@@ -226,7 +227,7 @@ def _dequantize4_bf16_simd(codes, levels, scales, offsets, group_size, out, firs
             group_to_bf16(to, at, levels_at, scales[g], np.float32(0), steps)
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _fill_table(table, levels, scale, offsets, group):  # type: ignore[no-untyped-def]
     for code in range(16):
         table[code] = levels[code] * scale
@@ -235,7 +236,7 @@ def _fill_table(table, levels, scale, offsets, group):  # type: ignore[no-untype
             table[code] += offsets[group]
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _look_up_codes(codes, start, table, values):  # type: ignore[no-untyped-def]
     """values[i] = table[code of start + i]."""
     if start % 2 == 0 and values.size % 2 == 0:
@@ -268,7 +269,7 @@ def _dequantize4_bf16_plain(codes, levels, scales, offsets, group_size, out, fir
         _look_up_codes(codes, start, short, out[start : min(start + group_size, out.size)])
 
 
-@numba.njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@numba.njit(**_OPTIONS)
 def _scale_codes(codes, zero, scale, offsets, group, values):  # type: ignore[no-untyped-def]
     """values = (code - zero) * scale, plus the group's offset where there is one."""
     middle = np.int32(zero)
@@ -392,7 +393,7 @@ def _run(name: str, arguments: tuple[Any, ...], first: int, last: int, group_siz
     edges = [first + (last - first) * part // parts // 2 * 2 for part in range(parts)] + [last]
     pool = _pool(os.getpid(), parts)
     kernel(*arguments, first, first)  # compiled once, not once by each thread
-    waiting = [pool.submit(kernel, *arguments, low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    waiting = [pool.submit(kernel, *arguments, low, high) for low, high in itertools.pairwise(edges)]
     for future in waiting:
         future.result()
 

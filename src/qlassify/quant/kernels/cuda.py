@@ -41,7 +41,7 @@ quantize_scales = reference.quantize_scales
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 """Whether Triton's interpreter runs these kernels; settled when they are decorated, that is, on import."""
 TUNED_FROM = 1 << 20
-"""Fewest numbers for which block sizes are timed. Below, a launch takes longer than the work."""
+"""Fewest bytes of codes for which block sizes are timed. Below, a launch takes longer than the work."""
 BLOCK = 512
 """Codes or bytes of a program that is not tuned: with four warps a thread writes 16 bytes of bf16 at once."""
 
@@ -53,18 +53,17 @@ _INDEX_LIMIT = tl.constexpr(1 << 30)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _round_to(values, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _round_to(values, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
     """fp32 to the output's type, to nearest, ties to even."""
-    if tl.bfloat16 == TYPE and INTERPRETED:
+    if dtype == tl.bfloat16 and INTERPRETED:
         bits = values.to(tl.uint32, bitcast=True)
         # A carry out of the mantissa belongs in the exponent, where this sum puts it.
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:  # not left out: the compiler takes code after an `if` for reachable
-        return values.to(TYPE)
+        values = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return values.to(dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _scale(values, scales, offsets, groups, inside):  # type: ignore[no-untyped-def]
     """values * scale + offset, two operations."""
     values = values * tl.load(scales + groups, mask=inside, other=0.0)
@@ -102,10 +101,10 @@ def _dequantize4(  # type: ignore[no-untyped-def]
         groups = group + (place + 2 * byte + 1) // GROUP_SIZE
         inside = 2 * byte + 1 < count - first
     low = _scale(low, scales, offsets, groups, inside)
-    TYPE: tl.constexpr = out.dtype.element_ty
+    dtype: tl.constexpr = out.dtype.element_ty
     # join and reshape are what interleave is made of. That one is a kernel itself and, unlike these, only interpreted
     # if the interpreter was on when Triton was imported.
-    values = tl.reshape(tl.join(_round_to(high, TYPE), _round_to(low, TYPE)), (2 * BLOCK,))
+    values = tl.reshape(tl.join(_round_to(high, dtype), _round_to(low, dtype)), (2 * BLOCK,))
     tl.store(out + first + number, values, mask=number < count - first)
 
 
@@ -181,9 +180,7 @@ def dequantize8(
 def _launch(kernel: Any, tuned: Any, elements: int, arguments: tuple[Any, ...], constants: dict[str, int]) -> None:
     """Run ``kernel``, or its tuned form where that is worth it, over ``elements`` bytes of codes."""
     device = arguments[0].device
-    if not elements:  # a grid of none is an error
-        return
-    # Without fusion also where that is Triton's default: the default has changed between versions.
+    # Said, not left to the default: that is an environment variable, and versions of Triton differ on it.
     options: dict[str, Any] = {**constants, "enable_fp_fusion": False}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if tuned is None or INTERPRETED or elements < TUNED_FROM:

@@ -52,7 +52,8 @@ def _integer_codes(rows: Tensor, bits: int, scales: Tensor, offsets: Tensor | No
         scales.copy_(absmax / steps)
         quotients = rows / scales[:, None]
         quotients = torch.where(scales[:, None] == 0, 0.0, quotients)
-        return quotients.round().clamp(-steps, steps) + (steps + 1)
+        signed: Tensor = quotients.round().clamp(-steps, steps)
+        return signed + (steps + 1)
     steps = 2**bits - 1
     low, high = rows.amin(dim=1), rows.amax(dim=1)
     scales.copy_((high.double() - low.double()) / steps)
