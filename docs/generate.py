@@ -55,6 +55,7 @@ def _option_row(parameter: Any) -> str:
 def settings_page() -> str:
     """Every setting of a run with its default and meaning."""
     from qlassify.config.run import RunConfig
+    from qlassify.config.section import section_of
 
     lines = [
         "# Settings",
@@ -66,14 +67,16 @@ def settings_page() -> str:
     ]
     sections: dict[str, Any] = RunConfig.model_fields
     for section, field in sections.items():
-        model = field.annotation
-        if not hasattr(model, "model_fields"):
+        model: Any = section_of(field.annotation)
+        if model is None:
             lines += [f"## {section}", "", f"Default `{field.default}`. {field.description}", ""]
             continue
         lines += [f"## {section}", "", " ".join((model.__doc__ or "").split()), ""]
+        if field.default is None:
+            lines += [f"None by default. {' '.join((field.description or '').split())}", ""]
         lines += ["| setting | default | meaning |", "|---|---|---|"]
         for name, option in model.model_fields.items():
-            meaning = (option.description or "").replace("|", "\\|")
+            meaning = " ".join((option.description or "").split()).replace("|", "\\|")
             lines.append(f"| `{section}.{name}` | {_value(option.default)} | {meaning}{_choices(option.annotation)} |")
         lines.append("")
     return "\n".join(lines)

@@ -14,13 +14,16 @@ from qlassify.version import __version__
 if TYPE_CHECKING:
     from qlassify.config.classify import ClassifyConfig as ClassifyConfig
     from qlassify.config.method import LoraConfig as LoraConfig
+    from qlassify.config.quant import QuantConfig as QuantConfig
     from qlassify.config.run import RunConfig as RunConfig
     from qlassify.data.corpus import Corpus as Corpus
     from qlassify.data.corpus import ReadOptions as ReadOptions
     from qlassify.data.corpus import read_corpus as read_corpus
     from qlassify.data.stats import DataStats as DataStats
     from qlassify.errors import QlassifyError as QlassifyError
+    from qlassify.methods.qlora import QLoraLinear as QLoraLinear
     from qlassify.pipeline import ClassifyPipeline as ClassifyPipeline
+    from qlassify.quant.sizes import QLoraLayer as QLoraLayer
     from qlassify.training.step import BatchResult as BatchResult
 
 _HOMES = {
@@ -30,7 +33,10 @@ _HOMES = {
     "Corpus": "qlassify.data.corpus",
     "DataStats": "qlassify.data.stats",
     "LoraConfig": "qlassify.config.method",
+    "QLoraLayer": "qlassify.quant.sizes",
+    "QLoraLinear": "qlassify.methods.qlora",
     "QlassifyError": "qlassify.errors",
+    "QuantConfig": "qlassify.config.quant",
     "ReadOptions": "qlassify.data.corpus",
     "RunConfig": "qlassify.config.run",
     "read_corpus": "qlassify.data.corpus",
@@ -43,7 +49,10 @@ __all__ = [
     "Corpus",
     "DataStats",
     "LoraConfig",
+    "QLoraLayer",
+    "QLoraLinear",
     "QlassifyError",
+    "QuantConfig",
     "ReadOptions",
     "RunConfig",
     "__version__",

@@ -51,34 +51,39 @@ GUARD = 64
 """Numbers after a result that a kernel must leave alone: more than a vector store writes."""
 
 
-@functools.cache
-def interpreted_module() -> ModuleType:
-    """A copy of the module whose kernels Triton interprets.
+def copy_of_module(patch: pytest.MonkeyPatch, *, interpreted: bool) -> ModuleType:
+    """The module under test once more, with kernels of its own.
 
     A kernel is compiled or interpreted according to TRITON_INTERPRET at its decoration, so the variable is set around
-    a second import of the file under another name. Setting it before the first import of Triton instead would depend
-    on which test of the suite imports Triton first, and would take the compiled kernels, which the tests below need as
-    well, from this process.
+    another import of the file. Setting it before the first import of Triton would depend on which test of the suite
+    imports Triton first and would leave nothing to compile; a process for each kind would have to send results back.
     """
     pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
+    patch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
     original = importlib.util.find_spec("qlassify.quant.kernels.cuda")
     assert original is not None
     assert original.origin is not None
-    spec = importlib.util.spec_from_file_location("interpreted_cuda_kernels", original.origin)
+    spec = importlib.util.spec_from_file_location("copy_of_cuda_kernels", original.origin)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.INTERPRETED, "the interpreter is not on: TRITON_INTERPRET came too late"
+    assert bool(module.INTERPRETED) == interpreted
     return module
 
 
+@functools.cache
+def interpreted_module() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        return copy_of_module(patch, interpreted=True)
+
+
 @contextmanager
-def interpreter() -> Iterator[Kernels]:
-    """The kernels, with the interpreter on while they are used and off again afterwards."""
+def interpreter() -> Iterator[Any]:
+    """The interpreted kernels, with the interpreter on while they are used and off again afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        yield interpreted_module()  # type: ignore[misc]
+        yield interpreted_module()
 
 
 @contextmanager
@@ -94,7 +99,7 @@ def quantized(config: QuantConfig, group_size: int, count: int, seed: int = 0) -
     """Random normal numbers in this format, of which no two groups have the same spread."""
     generator = torch.Generator().manual_seed(seed)
     spread = torch.rand(-(-count // group_size), generator=generator).add_(0.01).repeat_interleave(group_size)[:count]
-    with used(reference):  # type: ignore[arg-type]
+    with used(reference):
         weight = torch.randn(count, generator=generator) * spread
         return quantize(weight, config.model_copy(update={"group_size": group_size}))
 
@@ -121,7 +126,7 @@ def same(kernels: Any, weight: QuantizedTensor, dtype: torch.dtype) -> bool:
 def ties() -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and offsets of k + 1/2 for 0 <= k < 256.
 
-    bf16 has eight bits of mantissa, so from 128 on every one of them is halfway between two neighbours. Rounding up
+    bf16 has eight significant bits, so from 128 on every one of them is halfway between two neighbours. Rounding up
     gets each even k wrong, cutting off each odd one.
     """
     return torch.arange(256, dtype=torch.uint8), torch.ones(4), torch.full((4,), 0.5)
@@ -140,7 +145,7 @@ def test_interpreted_kernels_agree_with_the_reference(name: str, group_size: int
         assert same(kernels, quantized(FORMATS[name], group_size, count), dtype)
 
 
-@settings(max_examples=30)
+@settings(max_examples=50)
 @given(
     name=st.sampled_from(sorted(FORMATS)),
     group_size=st.integers(1, 300),
@@ -173,9 +178,7 @@ def test_f_edge_next_to_nothing_is_dequantised(name: str, count: int) -> None:
 def test_f_edge_a_group_larger_than_32_bits() -> None:
     """Positions are then counted in 64 bits, which is another type in the kernel."""
     weight = quantized(FORMATS["int4-zero-points"], 2000, 1999)
-    huge = QuantizedTensor(
-        weight.config.model_copy(update={"group_size": 2**40}), weight.shape, weight.codes, weight.scales, weight.offsets
-    )
+    huge = from_tensors(weight.config.model_copy(update={"group_size": 2**40}), weight.shape, weight.tensors())
     with interpreter() as kernels:
         assert torch.equal(dense(kernels, huge, torch.float32), dense(reference, weight, torch.float32))
 
@@ -222,10 +225,15 @@ class CompiledOnly:
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[ModuleType, list[CompiledOnly]]]:
-    """The module with its kernels compiled for an A100 wherever they would be launched, and those kernels."""
-    triton = pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, dict[str, CompiledOnly]]:
+    """The module with its kernels compiled for an A100 wherever they would be launched, and those kernels by name.
+
+    A copy, because kernels remember what they were compiled for: on a machine with another GPU the module's own could
+    not be launched afterwards.
+    """
+    module = copy_of_module(monkeypatch, interpreted=False)
     compiler = importlib.import_module("triton.backends.compiler")
+    runtime = importlib.import_module("triton.runtime")
 
     class Ampere:
         """What the compiler asks a driver for."""
@@ -234,24 +242,19 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
         get_current_device = staticmethod(lambda: 0)
         get_current_stream = staticmethod(lambda device=0: 0)
 
-    # An empty cache: code from another version of the kernels must not be read, nor this run's kept.
+    monkeypatch.setattr(runtime.driver, "_active", Ampere())
+    # An empty cache: everything is compiled here and now, and nothing is left behind.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = importlib.import_module("qlassify.quant.kernels.cuda")
-    if module.INTERPRETED:
-        pytest.skip("TRITON_INTERPRET was set before this process began: there is nothing to compile")
-    kernels = []
-    for name in ("_dequantize4", "_dequantize8", "_expand_scales", "_tuned_dequantize4", "_tuned_dequantize8"):
-        kernels.append(CompiledOnly(getattr(module, name)))
-        monkeypatch.setattr(module, name, kernels[-1])
-    before = triton.runtime.driver._active
-    triton.runtime.driver.set_active(Ampere())
-    yield module, kernels
-    triton.runtime.driver._active = before
+    names = ("_dequantize4", "_dequantize8", "_expand_scales", "_tuned_dequantize4", "_tuned_dequantize8")
+    kernels = {name: CompiledOnly(getattr(module, name)) for name in names}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(module, name, kernel)
+    return module, kernels
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=("fp32", "bf16"))
 def test_compiled_kernels_round_product_and_sum_apart(
-    compiled: tuple[ModuleType, list[CompiledOnly]], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    compiled: tuple[ModuleType, dict[str, CompiledOnly]], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda, kernels = compiled
     codes, numbers = torch.zeros(1 << 10, dtype=torch.uint8), torch.zeros(1 << 10)
@@ -260,17 +263,19 @@ def test_compiled_kernels_round_product_and_sum_apart(
         cuda.dequantize4(codes, numbers, numbers, numbers, 64, torch.empty(1 << 10, dtype=dtype))
         cuda.dequantize8(codes, 128, numbers, numbers, 100, torch.empty(1 << 10, dtype=dtype))
     cuda.expand_scales(codes, numbers, numbers[0], numbers)
-    for kernel in kernels:
-        assert kernel.code
+    for name, kernel in kernels.items():
+        to_bf16 = dtype == torch.bfloat16 and name != "_expand_scales"
+        assert len(kernel.code) == (5 if "tuned" in name else 1)
         for code in kernel.code:
-            # `.rn` on both is also what keeps the assembler after this compiler from fusing them.
+            # `.rn` on both is also what keeps the assembler that follows from fusing them.
             assert "mul.rn.f32" in code
             assert "add.rn.f32" in code
-            assert re.findall(r"\S*\bfma\b\S*|\S*\.ftz\S*", code) == []
-            # One store of 8 or 16 bytes per thread, or a few: never number by number.
-            assert re.search(r"st\.global\S*\.v[24]", code)
-            if dtype == torch.bfloat16 and kernel is not kernels[2]:
-                assert "cvt.rn.bf16x2.f32" in code
+            assert re.findall(r"\bfma\b.*|.*\.ftz\b.*", code) == []
+            assert ("cvt.rn.bf16x2.f32" in code) == to_bf16
+            # Never number by number.
+            stores = re.findall(r"\bst\.global\S*", code)
+            assert stores
+            assert not {f"st.global.{kind}{16 if to_bf16 else 32}" for kind in "buf"} & set(stores)
 
 
 # On a GPU
@@ -309,12 +314,26 @@ def test_kernels_agree_with_the_reference_on_a_gpu(gpu: torch.device, name: str,
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["nf4-double", "int4-zero-points", "int8"])
 def test_kernels_agree_on_a_large_matrix_on_a_gpu(gpu: torch.device, name: str) -> None:
-    """Large enough for block sizes to be timed, and two rows beyond, so that a block is cut off."""
-    weight = quantized(FORMATS[name], 64, 4096 * 4096)
-    odd = quantized(FORMATS[name], 64, 4096 * 4096 + 33)
-    for dtype in DTYPES:
-        assert agrees_on(gpu, weight, dtype)
-        assert agrees_on(gpu, odd, dtype)
+    """Large enough for block sizes to be timed; once more with an odd number behind, so that a block is cut off."""
+    for count in (4096 * 4096, 4096 * 4096 + 33):
+        weight = quantized(FORMATS[name], 64, count)
+        for dtype in DTYPES:
+            assert agrees_on(gpu, weight, dtype), (count, dtype)
+
+
+@pytest.mark.gpu
+def test_f_edge_numbers_beyond_32_bits_are_found_on_a_gpu(gpu: torch.device) -> None:
+    count, start = 2**31 + 4097, 2**31 - 4096  # 64 groups before the limit, 64 and a bit behind it
+    if torch.cuda.mem_get_info(gpu)[0] < 8 << 30:
+        pytest.skip("needs 8 GiB of free memory on the CUDA device")
+    codes = torch.randint(0, 256, (-(-count // 2),), dtype=torch.uint8, device=gpu)
+    scales = torch.rand(-(-count // 64), device=gpu)
+    levels = tensor_module._levels(FORMATS["nf4"], gpu)
+    found = torch.empty(count, dtype=torch.bfloat16, device=gpu)
+    gpu_kernels(gpu).dequantize4(codes, levels, scales, None, 64, found)
+    expected = torch.empty(count - start, dtype=torch.bfloat16)
+    reference.dequantize4(codes[start // 2 :].cpu(), levels.cpu(), scales[start // 64 :].cpu(), None, 64, expected)
+    assert torch.equal(bits(found[start:]), bits(expected))
 
 
 @pytest.mark.gpu
@@ -330,7 +349,7 @@ def test_ties_are_rounded_to_even_on_a_gpu(gpu: torch.device) -> None:
 def test_weights_are_quantised_alike_on_a_gpu(gpu: torch.device, name: str, generator: torch.Generator) -> None:
     """Not the doubly quantised: their mean is a sum, and the order in which a GPU adds is its own."""
     weight = torch.randn(100_001, generator=generator)
-    with used(reference):  # type: ignore[arg-type]
+    with used(reference):
         here, there = quantize(weight, FORMATS[name]).tensors(), quantize(weight.to(gpu), FORMATS[name]).tensors()
     for part, tensor in here.items():
         assert torch.equal(tensor, there[part].cpu()), part

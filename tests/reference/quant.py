@@ -1,12 +1,13 @@
 """Low-bit formats number by number: slow, and plainly what the format says. Also the weights that the tests draw.
 
 Two kinds of twin. ``quantize_each`` and ``dequantize_each`` repeat the format's single fp32 operations one by one with
-numpy's fp32 scalars, so results can be demanded bit for bit. ``nearest``, ``round_to_bf16`` and the level functions work
-in float64 and know nothing of the order of operations.
+numpy's fp32 scalars, so results can be demanded bit for bit. ``nearest``, ``round_to_bf16`` and the level functions
+work in float64 and know nothing of the order of operations.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 
 
 def fp4_level(code: int) -> float:
-    """A float of one sign, two exponent bits and one mantissa bit, its exponents in falling order; 12 is scaled to 1."""
+    """A float of one sign, two exponent bits (their order falls) and one mantissa bit; 12 is scaled to 1."""
     exponent, mantissa = code >> 1 & 3, code & 1
     magnitude = mantissa * 2.0**-4 if exponent == 0 else 2.0 ** (4 - exponent) * (1 + mantissa / 2)
     return (-magnitude if code & 8 else magnitude) / 12
@@ -103,7 +104,7 @@ def _book_group(group: Floats, levels: Floats, *, full: bool) -> tuple[list[int]
     for w in group:
         x = w * (np.float32(1) / divisor) if full else w / divisor
         code = ascending[0]
-        for lower, upper in zip(ascending, ascending[1:], strict=False):
+        for lower, upper in itertools.pairwise(ascending):
             if x > (levels[lower] + levels[upper]) / np.float32(2):
                 code = upper
         codes.append(code)
@@ -120,7 +121,7 @@ def _symmetric_group(group: Floats, steps: int) -> tuple[list[int], np.float32]:
 
 def _affine_group(group: Floats, steps: int) -> tuple[list[int], np.float32, np.float32]:
     # A zero is a positive one.
-    low, high = min(float(w) for w in group) + 0.0, max(float(w) for w in group)
+    low, high = min(float(w) for w in group) + 0.0, max(float(w) for w in group) + 0.0
     scale = np.float32((high - low) / steps)
     if scale == 0:
         return [0] * len(group), scale, np.float32(low)

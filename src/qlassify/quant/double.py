@@ -4,7 +4,7 @@
 
 The mean of all scales is taken off first, because scales are positive and nearly equal and the book is symmetric
 (Dettmers et al. 2023, arXiv:2305.14314, section 3, "Double Quantization"). The levels are the dynamic tree type. A
-code is the nearest level; the widest gap between levels is 0.0141, so a scale is off by at most 0.0071 times the
+code is the nearest level; the widest gap between levels is 0.01406, so a scale is off by at most 0.00703 times the
 largest deviation from the mean among its 256 neighbours.
 
 The mean is summed in float64, so that it does not depend on the number of threads that add.

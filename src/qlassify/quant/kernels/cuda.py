@@ -135,21 +135,22 @@ def _expand_scales(codes, levels, maxima, mean, out, count, BLOCK: tl.constexpr)
 # Launches
 
 
-def _tuned(kernel: Any) -> Any:
-    """``kernel`` with its block size and warps timed once per group size and output type; results are the same by any.
+def _tuned(kernel: Any, blocks: tuple[int, int, int]) -> Any:
+    """``kernel`` with its block size and warps timed once per group size and output type; all give the same results.
 
-    The block sizes give a thread 8 or 16 bytes of bf16 or 16 or 32 of fp32 to write. Timing takes about a quarter of
-    a gigabyte on the GPU for a moment.
+    Timing takes a quarter of a gigabyte of the GPU's memory for a moment.
     """
     if INTERPRETED:
         return kernel
-    sizes = ((256, 4), (512, 4), (1024, 4), (512, 8), (1024, 8))
+    small, middle, large = blocks
+    sizes = ((small, 4), (middle, 4), (middle, 8), (large, 4), (large, 8))
     configs = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in sizes]
     return triton.autotune(configs=configs, key=["GROUP_SIZE"])(kernel)
 
 
-_tuned_dequantize4 = _tuned(_dequantize4)
-_tuned_dequantize8 = _tuned(_dequantize8)
+# With these a thread writes 4 to 16 numbers; 4 of fp32 and 8 of bf16 are the widest store that there is.
+_tuned_dequantize4 = _tuned(_dequantize4, (256, 512, 1024))
+_tuned_dequantize8 = _tuned(_dequantize8, (512, 1024, 2048))
 
 
 def expand_scales(codes_G: Tensor, maxima_S: Tensor, mean: Tensor, out_G: Tensor) -> None:

@@ -53,7 +53,7 @@ def _integer_codes(rows: Tensor, bits: int, scales: Tensor, offsets: Tensor | No
         quotients = rows / scales[:, None]
         quotients = torch.where(scales[:, None] == 0, 0.0, quotients)
         signed: Tensor = quotients.round().clamp(-steps, steps)
-        return signed + (steps + 1)
+        return signed.add_(steps + 1)
     steps = 2**bits - 1
     low, high = rows.amin(dim=1), rows.amax(dim=1)
     scales.copy_((high.double() - low.double()) / steps)
