@@ -140,7 +140,7 @@ def assert_mistake(done: Done, *parts: str) -> None:
         (["--epochs", "0"], ["training.epochs", "0", "greater than or equal to 1"]),
         (["--learning-rate", "nan"], ["training.learning_rate", "nan"]),
         (["--rank", "1000"], ["rank", "1000", "at most 64"]),
-        (["--method", "dora"], ["method.kind", "dora", "lora"]),
+        (["--method", "adalora"], ["method.kind", "adalora", "'lora'", "'qdora'"]),
         (["--pooling", "max"], ["model.pooling", "max"]),
         (["--label", "lable"], ["no column 'lable'", "label"]),
         (["--text", "body"], ["no column 'body'", "text"]),

@@ -62,13 +62,19 @@ def test_qlora_default(params: int, rate: float) -> None:
     assert {name: getattr(config, name) for name in SEED_DEFAULTS} == SEED_DEFAULTS | changed
 
 
-def test_nf4_is_refused_with_the_way_out() -> None:
-    config = ClassifyConfig.qlora_default(600_000_000)
-    with pytest.raises(ConfigError) as caught:
-        config.to_run_config()
-    assert caught.value.where == "ClassifyConfig.quantize_nf4"
-    assert "config.replace(quantize_nf4=False)" in (caught.value.do or "")
-    run = config.replace(quantize_nf4=False).to_run_config()
+@pytest.mark.parametrize("quantize", [True, False])
+def test_quantize_nf4_is_qlora_on_nf4_in_groups_of_64(quantize: bool) -> None:
+    """What the field says, and nothing else of the run depends on it."""
+    run = ClassifyConfig.qlora_default(600_000_000).replace(quantize_nf4=quantize).to_run_config()
+    assert run.method.kind == ("qlora" if quantize else "lora")
+    if quantize:
+        assert run.quant is not None
+        assert run.quant == run.wanted_quant
+        found = (run.quant.kind, run.quant.bits, run.quant.group_size, run.quant.double, run.quant.zero_point)
+        assert found == ("nf4", 4, 64, True, False)
+    else:
+        assert run.quant is None
+        assert run.wanted_quant is None
     assert (run.method.rank, run.method.alpha, run.training.batch_size) == (16, 32.0, 16)
 
 
@@ -127,6 +133,7 @@ def test_every_field_reaches_the_run() -> None:
         "max_length": 77,
         "precision": "fp32",
         "device": "cpu",
+        "dense_copies": "never",
     }
     assert run.method.model_dump() == {
         "kind": "lora",

@@ -31,8 +31,19 @@ def test_parameter_count_of_a_known_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "dora", "low_bit"),
+    [("lora", False, False), ("qlora", False, True), ("dora", True, False), ("qdora", True, True)],
+)
+def test_what_a_kind_means(kind: str, dora: bool, low_bit: bool) -> None:
+    """DoRA has one length per row of each layer besides the factors; few bits change no count."""
+    config = LoraConfig.parse({"kind": kind, "rank": 16})
+    assert (config.dora, config.low_bit) == (dora, low_bit)
+    assert config.parameter_count([(896, 896), (128, 896)] * 24) == 1_081_344 + (896 + 128) * 24 * dora
+
+
+@pytest.mark.parametrize(
     "settings",
-    [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"target_modules": []}, {"kind": "dora"}],
+    [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"target_modules": []}, {"kind": "adalora"}],
 )
 def test_out_of_range(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):

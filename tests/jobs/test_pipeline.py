@@ -234,11 +234,6 @@ def test_multi_label_data_for_a_single_label_configuration_is_refused(tiny_base:
         pipeline.fit(path)
 
 
-def test_qlora_settings_are_refused_with_the_way_out(tiny_base: Path) -> None:
-    with pytest.raises(ConfigError, match="quantize_nf4=False"):
-        ClassifyPipeline.from_pretrained(tiny_base, ClassifyConfig.qlora_default(600_000_000))
-
-
 # Saving and loading
 
 FRESH_PROCESS = """

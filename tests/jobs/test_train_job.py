@@ -115,7 +115,9 @@ def test_the_settings_on_record_leave_nothing_open(reference: Path, tiny_base: P
         "max_length": 64,
         "precision": "fp32",
         "device": "cpu",
+        "dense_copies": "never",
     }
+    assert (run["quant"], run["method"]["kind"]) == (None, "lora")
     assert run["training"]["epochs"] == 2
     assert "auto" not in (reference / "run.yaml").read_text()
 

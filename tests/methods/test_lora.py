@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qlassify.config.method import LoraConfig
-from qlassify.methods.inject import attach, linear_layers
 from qlassify.methods.base_layer import linear_shape
+from qlassify.methods.inject import attach, linear_layers
 from qlassify.methods.lora import LoraLinear, draw_kept
 from qlassify.methods.state import merge
 from qlassify.seeding import torch_generator

@@ -77,14 +77,15 @@ def edit_config(directory: Path, **changes: Any) -> None:
         LoraConfig(rank=3, alpha=7.5, dropout=0.1, rslora=True),
         LoraConfig(rank=1, target_modules=("query",)),
         LoraConfig(rank=2, target_modules=("inner.query", "value")),
+        LoraConfig(kind="dora", rank=2, rslora=True),
     ],
-    ids=["all", "rslora", "ending", "path"],
+    ids=["all", "rslora", "ending", "path", "dora"],
 )
 def test_a_round_trip_is_bitwise(config: LoraConfig, tmp_path: Path) -> None:
     first = saved(tmp_path, config)
     found = read_adapter_config(tmp_path)
     assert (found.rank, found.alpha, found.dropout) == (config.rank, config.alpha, config.dropout)
-    assert (found.rslora, found.scaling) == (config.rslora, config.scaling)
+    assert (found.rslora, found.scaling, found.dora) == (config.rslora, config.scaling, config.dora)
     second = attach(toy(), found, seed=99)
     assert list(second.layers) == list(first.layers)
     load_adapter(second, tmp_path)
@@ -113,6 +114,16 @@ def test_the_file_holds_the_adapter_and_nothing_else(tmp_path: Path) -> None:
         f"{PREFIX}{path}.lora_{factor}.weight" for path in ("query", "inner.query") for factor in "AB"
     }
     assert all(torch.equal(read_tensors(tmp_path / WEIGHTS_FILE)[PREFIX + n], p) for n, p in values(attachment).items())
+
+
+def test_lengths_are_saved_with_dora_and_only_with_dora(tmp_path: Path) -> None:
+    attachment = saved(tmp_path, LoraConfig(kind="dora", rank=2, target_modules=("query",)))
+    endings = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    named = {f"{path}.{ending}" for path in ("query", "inner.query") for ending in endings}
+    found = read_tensors(tmp_path / WEIGHTS_FILE)
+    assert set(found) == {PREFIX + name for name in named}
+    assert all(torch.equal(found[PREFIX + name], value) for name, value in values(attachment).items())
+    assert found[PREFIX + "inner.query.lora_magnitude_vector"].shape == (8,)
 
 
 def test_targets_are_endings_only_where_they_name_the_same_layers(tmp_path: Path) -> None:
@@ -162,6 +173,23 @@ def test_every_difference_is_named_and_nothing_is_copied(
         assert torch.equal(parameter, before[name]), name
 
 
+@pytest.mark.parametrize(
+    ("kind", "other", "message"),
+    [
+        ("lora", "dora", r"missing query\.lora_magnitude_vector"),
+        ("dora", "lora", r"unknown query\.lora_magnitude_vector"),
+    ],
+)
+def test_lora_is_not_read_as_dora_nor_the_reverse(kind: str, other: str, message: str, tmp_path: Path) -> None:
+    """A configuration that says the other kind than the tensors would give other logits."""
+    saved(tmp_path, LoraConfig(kind=kind, rank=2))  # type: ignore[arg-type]
+    edit_config(tmp_path, use_dora=other == "dora")
+    target = attach(toy(), read_adapter_config(tmp_path), seed=7)
+    assert target.config.kind == other
+    with pytest.raises(ModelError, match=message):
+        load_adapter(target, tmp_path)
+
+
 def test_many_differences_are_counted(tmp_path: Path) -> None:
     saved(tmp_path, LoraConfig(rank=2))
     with pytest.raises(ModelError, match="; and 4 more"):
@@ -206,8 +234,7 @@ def test_an_unreadable_configuration_is_refused(text: str | None, tmp_path: Path
     [
         {"peft_type": "IA3"},
         {"peft_type": ...},
-        {"use_dora": True},
-        # Each of these changes what the factors mean; read as plain LoRA they would give other logits, silently.
+        # Each of these changes what the factors mean; read as LoRA they would give other logits, silently.
         {"alpha_pattern": {"query": 64}},
         {"init_lora_weights": "pissa"},
         # These cannot be read at all.
@@ -218,7 +245,7 @@ def test_an_unreadable_configuration_is_refused(text: str | None, tmp_path: Path
     ],
     ids=lambda changes: " ".join(f"{key} {value}" for key, value in changes.items()).replace("Ellipsis", "absent"),
 )
-def test_a_configuration_that_is_not_plain_lora_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_configuration_that_would_be_misread_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     saved(tmp_path)
     edit_config(tmp_path, **changes)
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
