@@ -44,7 +44,10 @@ class LazyTensor:
 
     def __getitem__(self, index: object) -> Tensor:
         """The tensor; the index is always an ellipsis."""
-        return self.file.read(self.name)
+        try:
+            return self.file.read(self.name)
+        except ModelError as error:
+            raise _Refused(error) from None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,20 +93,34 @@ def load_low_bit(
 
     Returns:
         The model, transformers' loading report, and what quantising lost.
+
+    Raises:
+        ModelError: a weight holds NaN or infinity or has another shape than the model; the files have been cut short.
     """
     state = {name: LazyTensor(file, name) for file in files for name in file.entries}
     own = _widest(state)
     error = QuantError() if isinstance(plan, QuantConfig) else QuantError(plan.relative_error**2, 1.0)
-    model, info = model_class.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=dtype or own,
-        quantization_config=_classes()[0](plan, own, error),
-        output_loading_info=True,
-        **extra,
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype or own,
+            quantization_config=_classes()[0](plan, own, error),
+            output_loading_info=True,
+            **extra,
+        )
+    except _Refused as refused:
+        raise refused.error from None
     return model, info, error
+
+
+class _Refused(BaseException):
+    """Carries our error out of transformers' loader, which turns any ``Exception`` of a quantiser into a log line."""
+
+    def __init__(self, error: ModelError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _widest(state: Mapping[str, LazyTensor]) -> torch.dtype:
@@ -178,7 +195,10 @@ def _classes() -> tuple[Any, Any]:
             for name in list(input_dict):
                 value = input_dict.pop(name)
                 weight = value[0] if isinstance(value, list) else value
-                _quantize_into(model, name, weight, self.config, self.error)
+                try:
+                    _quantize_into(model, name, weight, self.config, self.error)
+                except ModelError as error:
+                    raise _Refused(error) from None
                 if missing_keys is not None:
                     missing_keys.discard(name)
             return {}
