@@ -7,11 +7,18 @@ therefore not exactly the quotient of the two medians beside it. Spreads are qua
 
 Waiting for a processor that another program has got counts as time. ``--clock cpu`` leaves it out by counting the
 process's processor time; that is the same thing on an idle machine with one thread, and is refused with more.
+
+Fresh memory is the other thing that moves. A tensor of a few megabytes or more is either made of pages that the C
+library still holds, or of new ones, each of which costs a page fault, and which of the two it is depends on what was
+allocated and freed before: times of a contender that asks for such memory at each call can be twofold from one run
+to the next. ``--heap kept`` has glibc keep all memory that it was ever given, so that there are no page faults after
+warming up. A program does not run like this by itself, but it is the case that favours fresh memory most.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import json
 import math
@@ -55,15 +62,19 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(middle, low, high)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(description: str | None, *, times: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has, and those of the ones that compare times."""
     made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     made.add_argument("--quick", action="store_true", help="fewer sizes and rounds, for a first look")
     made.add_argument("--json", action="store_true", help="print one JSON document in place of tables")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides (torch's default)")
-    made.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: of one thread, when other programs keep the machine busy"
-    )
+    if times:
+        help_clock = "cpu: of one thread, when other programs keep the machine busy"
+        help_heap = "kept: fresh memory without page faults, the best case of the side that asks for it"
+        made.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help=help_clock)
+        made.add_argument("--heap", choices=("usual", "kept"), default="usual", help=help_heap)
+    else:
+        made.set_defaults(clock="wall", heap="usual")
     return made
 
 
@@ -75,10 +86,23 @@ def prepare(arguments: argparse.Namespace) -> None:
     """
     if arguments.clock == "cpu" and arguments.threads != 1:
         raise SystemExit("--clock cpu adds the threads' times up and says nothing of several: use --threads 1 with it")
+    if arguments.heap == "kept":
+        keep_heap()
     torch.set_num_threads(arguments.threads)
     wanted = {name: str(arguments.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if len(_openmp_libraries()) != 1 and any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
+
+
+def keep_heap() -> None:
+    """Have glibc take large blocks from its heap, too, and never shrink it."""
+    trim_threshold, most_mapped = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        raise SystemExit("--heap kept is for glibc") from None
+    if not (mallopt(most_mapped, 0) and mallopt(trim_threshold, -1)):
+        raise SystemExit("the C library does not keep its heap")
 
 
 def _openmp_libraries() -> set[str]:
@@ -91,14 +115,15 @@ def _openmp_libraries() -> set[str]:
     return {path for path in paths if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
 
 
-def machine(clock: str, *packages: str) -> dict[str, Any]:
+def machine(arguments: argparse.Namespace, *packages: str) -> dict[str, Any]:
     """What the figures were measured on."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "clock": clock,
+        "clock": arguments.clock,
+        "heap": arguments.heap,
         "python": platform.python_version(),
     } | {name: importlib.metadata.version(name) for name in ("torch", "bitsandbytes", "numba", *packages)}
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor
@@ -33,6 +33,9 @@ from reference.quant import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+DRAWN = settings(max_examples=30)
+"""For a property of every format: a few hundred weights all together."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -212,6 +215,7 @@ def scale_error(largest: float, mean: float) -> float:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@DRAWN
 @given(drawn=drawn_weights())
 @example(Drawn(count=5000, group_size=64, exponent=30, tail="heavy", dtype=torch.float32, seed=1))
 @example(Drawn(count=5999, group_size=1, exponent=0, tail="normal", dtype=torch.float32, seed=2))
@@ -233,6 +237,7 @@ def test_the_bound_is_reached(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
+@DRAWN
 @given(drawn=drawn_weights())
 def test_scales_are_the_groups_extremes(name: str, drawn: Drawn) -> None:
     """absmax to the bit; quotients of it correctly rounded, that is, as float64's quotient rounded once more: a float64
@@ -254,6 +259,7 @@ def test_scales_are_the_groups_extremes(name: str, drawn: Drawn) -> None:
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
+@DRAWN
 @given(drawn=drawn_weights(max_count=300, max_group_size=300))
 def test_the_level_is_the_nearest(name: str, drawn: Drawn) -> None:
     """By exhaustive search in float64, wherever one level is nearer than the next by more than rounding. Three errors
@@ -322,6 +328,7 @@ def test_the_nearest_dynamic_level(numbers: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
+@DRAWN
 @given(drawn=drawn_weights(max_count=1000))
 def test_quantising_again_gives_the_same_codes(name: str, drawn: Drawn) -> None:
     """Levels are levels: the largest number is one of them, so the scale comes back, and every other number is near
@@ -352,6 +359,7 @@ def test_quantising_again_gives_the_same_codes(name: str, drawn: Drawn) -> None:
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4", "int4"])
+@DRAWN
 @given(drawn=drawn_weights(max_count=1000))
 def test_quantising_bf16_numbers_again_gives_the_same_codes(name: str, drawn: Drawn) -> None:
     """bf16 rounds by 2**-9, twice in a ratio: 0.4%. Half the gap beside any level other than zero is 4% of it or more
@@ -445,6 +453,7 @@ def test_only_floating_point_is_quantised(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@DRAWN
 @given(
     numbers=st.lists(st.floats(-(2.0**-119), 2.0**-119, width=32), min_size=1, max_size=80),
     group_size=st.integers(1, 80),
@@ -549,6 +558,7 @@ def test_one_group_for_everything(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@DRAWN
 @given(drawn=drawn_weights(max_count=500))
 def test_other_types_are_roundings_of_fp32(name: str, drawn: Drawn) -> None:
     quantized = quantize(drawn.weight(), config_of(name, drawn.group_size))
@@ -589,6 +599,7 @@ def test_the_first_code_is_in_the_high_half(codes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@DRAWN
 @given(count=st.integers(1, 40_000), group_size=st.integers(1, 300))
 def test_bytes_are_those_counted(name: str, count: int, group_size: int) -> None:
     config = config_of(name, group_size)

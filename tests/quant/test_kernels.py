@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,9 @@ from reference.quant import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+DRAWN = settings(max_examples=30)
+"""For a property of every format and path: a few hundred weights all together."""
 
 FORMATS = [
     ("nf4", False),
@@ -160,12 +163,14 @@ def awkward(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "zero_point"), FORMATS, ids=IDS)
+@DRAWN
 @given(drawn=drawn_weights(max_count=150, max_group_size=200))
 def test_the_reference_is_the_twin(kind: str, zero_point: bool, drawn: Drawn) -> None:
     assert_twin(kind, zero_point, drawn.weight().float(), drawn.group_size)
 
 
 @pytest.mark.parametrize(("kind", "zero_point"), FORMATS, ids=IDS)
+@DRAWN
 @given(
     numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
     group_size=st.integers(1, 70),
@@ -211,6 +216,7 @@ def test_every_format_and_group_size(kind: str, zero_point: bool, group_size: in
 
 @pytest.mark.parametrize("avx512", PATHS, ids=lambda on: "AVX-512" if on else "plain")
 @pytest.mark.parametrize(("kind", "zero_point"), FORMATS, ids=IDS)
+@DRAWN
 @given(drawn=drawn_weights())
 def test_drawn_weights(kind: str, zero_point: bool, avx512: bool, drawn: Drawn) -> None:
     weight = drawn.weight().float()
@@ -221,6 +227,7 @@ def test_drawn_weights(kind: str, zero_point: bool, avx512: bool, drawn: Drawn) 
 
 @pytest.mark.parametrize("avx512", PATHS, ids=lambda on: "AVX-512" if on else "plain")
 @pytest.mark.parametrize(("kind", "zero_point"), FORMATS, ids=IDS)
+@DRAWN
 @given(
     numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
     repeats=st.integers(1, 5),
@@ -233,6 +240,23 @@ def test_any_number(
     wanted = Case(reference, weight, kind, zero_point, group_size).quantize()
     with patch.object(cpu, "AVX512", avx512):
         assert_same(Case(cpu, weight, kind, zero_point, group_size).quantize(), wanted)
+
+
+@pytest.mark.parametrize("pattern", ["+-", "-+", "+++-", "---+", "-" * 40 + "+" * 40])
+@pytest.mark.parametrize("largest", [0.0, 1.0], ids=["zeros only", "zeros are the least"])
+@pytest.mark.parametrize(("kind", "zero_point"), FORMATS, ids=IDS)
+def test_zeros_of_both_signs(kind: str, zero_point: bool, largest: float, pattern: str) -> None:
+    """Which of them is the least of a group depends on the order of comparisons, so what is stored must not."""
+    weight = torch.tensor([-0.0 if sign == "-" else 0.0 for sign in (pattern * 200)[:400]])
+    weight[::7] = largest
+    for group_size in (1, 2, 5, 16, 33, 64, 400):
+        wanted = Case(reference, weight, kind, zero_point, group_size).quantize()
+        for path in PATHS:
+            with patch.object(cpu, "AVX512", path):
+                assert_same(Case(cpu, weight, kind, zero_point, group_size).quantize(), wanted)
+        if zero_point:
+            assert not bool(wanted["offsets"].signbit().any())
+        assert not bool(wanted["scales"].signbit().any())
 
 
 @pytest.mark.parametrize("avx512", PATHS, ids=lambda on: "AVX-512" if on else "plain")
@@ -326,6 +350,30 @@ def test_what_is_not_finite_makes_the_scale_so(kernels: Kernels, kind: str, zero
 
 
 @pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_full_groups_multiply_and_short_ones_divide(kernels: Kernels, kind: str) -> None:
+    """Numbers next to midpoints that a product with the reciprocal and a quotient put on different sides."""
+    book, differ = code_book(kind), 0
+    for absmax in (np.float32(a) for a in (0.3, 1.7, 5.5, 1e-20, 3e20)):
+        near = [np.nextafter(m * absmax, np.float32(end)) for m in book.midpoints for end in (-3e38, 3e38)]
+        near += [m * absmax for m in book.midpoints]
+        numbers = np.array([absmax, *near, *[0] * 18], np.float32)
+        ranks = [
+            np.searchsorted(book.midpoints, x, side="left")
+            for x in (numbers * (np.float32(1) / absmax), numbers / absmax)
+        ]
+        differ += int((ranks[0] != ranks[1]).sum())
+        for size, rank in zip((64, 65), ranks, strict=True):
+            codes = [int(code) for code in book.order[rank]]
+            wanted = Groups(codes, np.array([absmax]), None).packed(4)
+            for path in PATHS:
+                with patch.object(cpu, "AVX512", path):
+                    found = Case(kernels, torch.from_numpy(numbers), kind, False, size).quantize()
+                assert found["codes"].tolist() == wanted
+    assert differ > 5
+
+
+@pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_product_and_sum_are_rounded_one_by_one(kernels: Kernels, kind: str) -> None:
     """Scales and offsets for which a fused multiply-add, which rounds once, gives another number in most places."""
@@ -389,6 +437,15 @@ def test_every_code_stands_for_its_level(kernels: Kernels, kind: str, zero_point
     )
 
 
+@pytest.mark.parametrize("kernels", [reference, cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize(("kind", "zero_point"), FORMATS, ids=IDS)
+def test_a_group_larger_than_any_memory(kernels: Kernels, kind: str, zero_point: bool) -> None:
+    """It takes no more than the weight, and is a short group like any other."""
+    weight = awkward(1001)
+    found = Case(kernels, weight, kind, zero_point, 10**15).everything()
+    assert_same(found, Case(kernels, weight, kind, zero_point, 1002).everything())
+
+
 # Scales
 
 
@@ -443,6 +500,39 @@ def test_scales_come_back_by_the_formula(kernels: Kernels, count: int) -> None:
             kernels.expand_scales(codes, maxima, mean, out)
         guarded.assert_untouched()
         assert same_bits(out, torch.tensor(np.array(wanted)))
+
+
+def double_numbers(
+    kernels: Kernels, count: int, group_size: int, dtype: torch.dtype, shift: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Numbers of random codes with 8-bit scales: formed in one go, and from the reference's scales."""
+    generator = torch.Generator().manual_seed(count)
+    groups = -(-count // group_size)
+    codes = torch.randint(0, 256, (-(-count // 2) + shift,), generator=generator).byte()[shift:]
+    scale_codes = torch.randint(0, 256, (groups + shift,), generator=generator).byte()[shift:]
+    maxima, mean = torch.rand(-(-groups // 256), generator=generator) + 0.1, torch.tensor(0.7)
+    levels = torch.from_numpy(code_book("nf4").levels.copy())
+    guarded, scales = Guarded([]), torch.empty(groups)
+    found, wanted = guarded.empty(count, dtype, shift), torch.empty(count, dtype=dtype)
+    kernels.dequantize4_double(codes, levels, scale_codes, maxima, mean, group_size, found)
+    guarded.assert_untouched()
+    reference.expand_scales(scale_codes, maxima, mean, scales)
+    reference.dequantize4(codes, levels, scales, None, group_size, wanted)
+    return found, wanted
+
+
+@pytest.mark.parametrize("avx512", PATHS, ids=lambda on: "AVX-512" if on else "plain")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("group_size", [1, 3, 16, 32, 33, 48, 64, 96, 1024])
+def test_numbers_from_8_bit_scales(group_size: int, dtype: torch.dtype, avx512: bool) -> None:
+    """Full groups and a short one, more than 256 of them; from anywhere in memory; on several threads."""
+    for count in {4 * group_size, 3 * group_size + 1, 5 * group_size - 1, 600 * min(group_size, 64)}:
+        for shift, workers in ((0, 1), (3, 1), (0, 3)):
+            with patch.object(cpu, "AVX512", avx512), threads(workers, part=64):
+                found, wanted = double_numbers(cpu, count, group_size, dtype, shift)
+            assert same_bits(found, wanted)
+        found, wanted = double_numbers(reference, count, group_size, dtype)
+        assert same_bits(found, wanted)
 
 
 def test_the_cpu_is_served_by_numba() -> None:

@@ -82,13 +82,16 @@ class QuantizedTensor:
             return dense if out is None else out.copy_(dense.view(out.shape))
         if out is None:
             out = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
-        kernels, scales, flat = kernels_for(self.codes.device), self._scales(), out.view(-1)
-        group_size = self.config.group_size
-        if self.config.bits == 4:
-            levels = _levels(self.config, self.codes.device)
-            kernels.dequantize4(self.codes, levels, scales, self.offsets, group_size, flat)
+        kernels, flat = kernels_for(self.codes.device), out.view(-1)
+        group_size, scales = self.config.group_size, self.scales
+        if self.config.bits == 8:
+            kernels.dequantize8(self.codes, _zero(self.config), self._scales(), self.offsets, group_size, flat)
+            return out
+        levels = _levels(self.config, self.codes.device)
+        if isinstance(scales, DoubleScales):
+            kernels.dequantize4_double(self.codes, levels, scales.codes, scales.maxima, scales.mean, group_size, flat)
         else:
-            kernels.dequantize8(self.codes, _zero(self.config), scales, self.offsets, group_size, flat)
+            kernels.dequantize4(self.codes, levels, scales, self.offsets, group_size, flat)
         return out
 
     def _scales(self) -> Tensor:
@@ -124,10 +127,10 @@ def quantize(weight: Tensor, config: QuantConfig, *, name: str = "weight") -> Qu
 
 
 def squared_error(weight: Tensor, quantized: QuantizedTensor) -> tuple[float, float]:
-    """(sum of squared errors, sum of squares) of a weight that was quantised; chunk by chunk, in float64."""
+    """(sum of squared errors, sum of squares) of a weight that was quantised; in chunks that stay in a cache."""
     flat, scales = weight.detach().contiguous().view(-1), quantized._scales()
     error = total = 0.0
-    for chunk in _chunks(len(flat), quantized.config):
+    for chunk in _chunks(len(flat), quantized.config, CHUNK // 16):
         part = QuantizedTensor(
             quantized.config,
             (chunk.numbers.stop - chunk.numbers.start,),
@@ -136,8 +139,10 @@ def squared_error(weight: Tensor, quantized: QuantizedTensor) -> tuple[float, fl
             None if quantized.offsets is None else quantized.offsets[chunk.groups],
         )
         numbers = flat[chunk.numbers].float()
-        error += float((part.dequantize() - numbers).square_().sum(dtype=torch.float64))
-        total += float(numbers.square().sum(dtype=torch.float64))
+        difference = (part.dequantize() - numbers).double()
+        numbers = numbers.double()
+        error += float(difference @ difference)
+        total += float(numbers @ numbers)
     return error, total
 
 
@@ -150,10 +155,13 @@ class _Chunk:
     bytes: slice
 
 
-def _chunks(count: int, config: QuantConfig) -> Iterator[_Chunk]:
-    """Stretches of about ``CHUNK`` numbers; of an even number of groups, so that each begins at a whole byte."""
+def _chunks(count: int, config: QuantConfig, wanted: int | None = None) -> Iterator[_Chunk]:
+    """Stretches of about ``wanted`` numbers (``CHUNK`` when None), each an even number of groups.
+
+    So each begins at a whole byte.
+    """
     size, bits = config.group_size, config.bits
-    step = size * max(2, CHUNK // size // 2 * 2)
+    step = size * max(2, (wanted or CHUNK) // size // 2 * 2)
     for start in range(0, count, step):
         stop = min(start + step, count)
         yield _Chunk(
@@ -203,9 +211,9 @@ def _require_finite(scales: Tensor, flat: Tensor, group_size: int, name: str) ->
         return
     group = int(bad.nonzero()[0])
     values = flat[group * group_size : (group + 1) * group_size]
-    inside = int(torch.isfinite(values).logical_not_().nonzero()[0])
+    inside = int(torch.isfinite(values.float()).logical_not_().nonzero()[0])
     raise ModelError(
-        "the weight holds a number that is not finite",
+        "the weight holds a number that is not finite in fp32",
         where=name,
         got=f"{values[inside].item()} at position {group * group_size + inside} of {len(flat)}",
         wanted="finite numbers; one of these would spoil its whole group",

@@ -2,11 +2,12 @@
 
 What the functions compute (n weights, groups of size g, all arrays flat):
 
-    quantize_book      w -> code of the nearest level of w / absmax             nf4, fp4
-    quantize_integer   w -> round(w / scale), or round((w - offset) / scale)    int4, int8
-    quantize_scales    scales in [-1, 1] -> code of the nearest dynamic level
-    expand_scales      8-bit scale codes -> fp32 scales
-    dequantize4, dequantize8    code -> level[code] * scale + offset, rounded once to the output's type
+    quantize_book       w -> code of the nearest level of w / absmax             nf4, fp4
+    quantize_integer    w -> round(w / scale), or round((w - offset) / scale)    int4, int8
+    quantize_scales     scales in [-1, 1] -> code of the nearest dynamic level
+    expand_scales       8-bit scale codes -> fp32 scales
+    dequantize4, dequantize4_double, dequantize8
+                        code -> level[code] * scale + offset, rounded once to the output's type
 
 Two 4-bit codes share a byte, the first in the high half. Every product, quotient and sum is a single fp32 operation in
 a fixed order (float64 where a difference could overflow), with none fused, so that equal results can be demanded and
@@ -58,6 +59,18 @@ class Kernels(Protocol):
         self, codes: Tensor, levels: Tensor, scales_G: Tensor, offsets_G: Tensor | None, group_size: int, out_N: Tensor
     ) -> None:
         """Packed codes (ceil(N/2),), fp32 levels (16,) -> fp32 or bf16 (N,)."""
+
+    def dequantize4_double(
+        self,
+        codes: Tensor,
+        levels: Tensor,
+        scale_codes_G: Tensor,
+        maxima_S: Tensor,
+        mean: Tensor,
+        group_size: int,
+        out_N: Tensor,
+    ) -> None:
+        """``dequantize4`` with scales in their 8-bit form."""
 
     def dequantize8(
         self, codes_N: Tensor, zero: int, scales_G: Tensor, offsets_G: Tensor | None, group_size: int, out_N: Tensor

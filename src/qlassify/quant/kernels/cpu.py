@@ -44,7 +44,7 @@ if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
 PART = 1 << 20
-"""Fewest weights that are worth a thread."""
+"""Fewest weights that are worth a thread when they become numbers; a quarter of it when they become codes."""
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _SMALLEST = np.float32(1e-38)
 _INFINITY_BITS = 0x7F800000
@@ -155,7 +155,7 @@ def _round_steps_from(values, low, scale, steps, rounded):  # type: ignore[no-un
 def _quantize_integer(weight, group_size, steps, codes, scales, offsets, packed, first, last):  # type: ignore[no-untyped-def]
     bits_of_scales = scales.view(np.int32)
     affine = offsets.size > 0
-    room = np.empty(group_size, np.uint8)
+    room = np.empty(min(group_size, weight.size), np.uint8)
     for group in range(first, last):
         start = group * group_size
         values = weight[start : min(start + group_size, weight.size)]
@@ -164,7 +164,7 @@ def _quantize_integer(weight, group_size, steps, codes, scales, offsets, packed,
         bits_of_scales[group] = largest
         if affine:
             low, high = values.min(), values.max()
-            offsets[group] = low
+            offsets[group] = low + np.float32(0)  # zero without a sign
             scale = np.float32((np.float64(high) - np.float64(low)) / steps)
             if largest >= _INFINITY_BITS:
                 scale = np.float32(np.nan)
@@ -225,6 +225,24 @@ def _dequantize4_bf16_simd(codes, levels, scales, offsets, group_size, out, firs
         for g in range(first, last):
             to, at = out_at + 2 * g * group_size, codes_at + g * bytes_of_group
             group_to_bf16(to, at, levels_at, scales[g], np.float32(0), steps)
+
+
+def _dequantize4_fp32_double(codes, levels, scale_codes, steps_of, maxima, mean, group_size, out, first, last):  # type: ignore[no-untyped-def]
+    codes_at, levels_at, out_at = codes.ctypes.data, levels.ctypes.data, out.ctypes.data
+    bytes_of_group, steps = group_size // 2, group_size // 16
+    for g in range(first, last):
+        scale = steps_of[scale_codes[g]] * maxima[g >> 8] + mean
+        to, at = out_at + 4 * g * group_size, codes_at + g * bytes_of_group
+        group_to_fp32(to, at, levels_at, scale, np.float32(0), steps)
+
+
+def _dequantize4_bf16_double(codes, levels, scale_codes, steps_of, maxima, mean, group_size, out, first, last):  # type: ignore[no-untyped-def]
+    codes_at, levels_at, out_at = codes.ctypes.data, levels.ctypes.data, out.ctypes.data
+    bytes_of_group, steps = group_size // 2, group_size // 32
+    for g in range(first, last):
+        scale = steps_of[scale_codes[g]] * maxima[g >> 8] + mean
+        to, at = out_at + 2 * g * group_size, codes_at + g * bytes_of_group
+        group_to_bf16(to, at, levels_at, scale, np.float32(0), steps)
 
 
 @numba.njit(**_OPTIONS)
@@ -304,7 +322,8 @@ _KERNELS = {
     function.__name__: _kernel(function)
     for function in (
         _quantize_book_simd, _quantize_book_plain, _quantize_integer, _nearest_scales, _expand,
-        _dequantize4_fp32_simd, _dequantize4_bf16_simd, _dequantize4_fp32_plain, _dequantize4_bf16_plain,
+        _dequantize4_fp32_simd, _dequantize4_bf16_simd, _dequantize4_fp32_double, _dequantize4_bf16_double,
+        _dequantize4_fp32_plain, _dequantize4_bf16_plain,
         _dequantize8_fp32, _dequantize8_bf16,
     )
 }  # fmt: skip
@@ -319,7 +338,7 @@ def quantize_book(weight_N: Tensor, group_size: int, book: CodeBook, codes: Tens
     arguments = (
         weight_N.numpy(), group_size, book.midpoints, book.order, order32, codes.numpy(), absmax_G.numpy(),
     )  # fmt: skip
-    _by_groups("_quantize_book", arguments, len(weight_N), group_size, 16)
+    _by_groups("_quantize_book", arguments, len(weight_N), group_size, 16, part=PART // 4)
 
 
 def quantize_integer(
@@ -328,7 +347,7 @@ def quantize_integer(
     """See ``Kernels.quantize_integer``."""
     steps = 2 ** (bits - 1) - 1 if offsets_G is None else 2**bits - 1
     arguments = (weight_N.numpy(), group_size, steps, codes.numpy(), scales_G.numpy(), _offsets(offsets_G), bits == 4)
-    _run("_quantize_integer", arguments, 0, len(scales_G), group_size)
+    _run("_quantize_integer", arguments, 0, len(scales_G), group_size, part=PART // 4)
 
 
 def quantize_scales(values_G: Tensor, codes_G: Tensor) -> None:
@@ -352,6 +371,23 @@ def dequantize4(
     _by_groups(f"_dequantize4_{name}", arguments, len(out_N), group_size, 32)
 
 
+def dequantize4_double(
+    codes: Tensor, levels: Tensor, scale_codes_G: Tensor, maxima_S: Tensor, mean: Tensor, group_size: int, out_N: Tensor
+) -> None:
+    """See ``Kernels.dequantize4_double``: with AVX-512 and full groups, scales are formed on the way."""
+    if not AVX512 or group_size % 32 or len(out_N) % group_size:
+        scales = torch.empty(len(scale_codes_G), dtype=torch.float32)
+        expand_scales(scale_codes_G, maxima_S, mean, scales)
+        dequantize4(codes, levels, scales, None, group_size, out_N)
+        return
+    name, out = _output(out_N)
+    arguments = (
+        codes.numpy(), levels.numpy(), scale_codes_G.numpy(), dynamic_levels(), maxima_S.numpy(),
+        np.float32(mean.item()), group_size, out,
+    )  # fmt: skip
+    _run(f"_dequantize4_{name}_double", arguments, 0, len(scale_codes_G), group_size)
+
+
 def dequantize8(
     codes_N: Tensor, zero: int, scales_G: Tensor, offsets_G: Tensor | None, group_size: int, out_N: Tensor
 ) -> None:
@@ -370,23 +406,27 @@ def _offsets(offsets_G: Tensor | None) -> Any:
     return _NO_OFFSETS if offsets_G is None else offsets_G.numpy()
 
 
-def _by_groups(stem: str, arguments: tuple[Any, ...], count: int, group_size: int, multiple: int) -> None:
+def _by_groups(
+    stem: str, arguments: tuple[Any, ...], count: int, group_size: int, multiple: int, *, part: int | None = None
+) -> None:
     """Full groups through AVX-512 where there is any and the size fits it; the rest through plain loops."""
     groups = -(-count // group_size)
     whole = count // group_size if AVX512 and group_size % multiple == 0 else 0
     if whole:
-        _run(f"{stem}_simd", arguments, 0, whole, group_size)
+        _run(f"{stem}_simd", arguments, 0, whole, group_size, part=part)
     if whole < groups:
-        _run(f"{stem}_plain", arguments, whole, groups, group_size)
+        _run(f"{stem}_plain", arguments, whole, groups, group_size, part=part)
 
 
-def _run(name: str, arguments: tuple[Any, ...], first: int, last: int, group_size: int) -> None:
+def _run(
+    name: str, arguments: tuple[Any, ...], first: int, last: int, group_size: int, *, part: int | None = None
+) -> None:
     """A kernel over groups ``first`` to ``last``, cut among as many threads as torch has.
 
     Cuts fall on even groups, so that no two threads write halves of one byte.
     """
     kernel = _KERNELS[name]
-    parts = min(torch.get_num_threads(), (last - first) * group_size // PART)
+    parts = min(torch.get_num_threads(), (last - first) * group_size // (part or PART))
     if parts < 2:
         kernel(*arguments, first, last)
         return

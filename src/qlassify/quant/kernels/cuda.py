@@ -170,6 +170,15 @@ def dequantize4(
     _launch(_dequantize4, _tuned_dequantize4, bytes_of_codes, arguments, {"GROUP_SIZE": group_size})
 
 
+def dequantize4_double(
+    codes: Tensor, levels: Tensor, scale_codes_G: Tensor, maxima_S: Tensor, mean: Tensor, group_size: int, out_N: Tensor
+) -> None:
+    """See ``Kernels.dequantize4_double``: scales first, then numbers."""
+    scales = torch.empty(len(scale_codes_G), dtype=torch.float32, device=codes.device)
+    expand_scales(scale_codes_G, maxima_S, mean, scales)
+    dequantize4(codes, levels, scales, None, group_size, out_N)
+
+
 def dequantize8(
     codes_N: Tensor, zero: int, scales_G: Tensor, offsets_G: Tensor | None, group_size: int, out_N: Tensor
 ) -> None:

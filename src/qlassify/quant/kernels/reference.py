@@ -58,7 +58,7 @@ def _integer_codes(rows: Tensor, bits: int, scales: Tensor, offsets: Tensor | No
     low, high = rows.amin(dim=1), rows.amax(dim=1)
     scales.copy_((high.double() - low.double()) / steps)
     scales[~torch.isfinite(absmax)] = torch.nan
-    offsets.copy_(low)
+    offsets.copy_(low + 0.0)  # zero without a sign
     quotients = (rows.double() - low.double()[:, None]) / scales.double()[:, None]
     quotients = torch.where(scales[:, None] == 0, 0.0, quotients)
     return quotients.round().clamp(0, steps)
@@ -84,6 +84,15 @@ def dequantize4(
     _scale(levels[pairs.long()], scales_G, offsets_G, group_size, out_N)
 
 
+def dequantize4_double(
+    codes: Tensor, levels: Tensor, scale_codes_G: Tensor, maxima_S: Tensor, mean: Tensor, group_size: int, out_N: Tensor
+) -> None:
+    """See ``Kernels.dequantize4_double``: scales first, then numbers."""
+    scales = torch.empty(len(scale_codes_G), dtype=torch.float32, device=codes.device)
+    expand_scales(scale_codes_G, maxima_S, mean, scales)
+    dequantize4(codes, levels, scales, None, group_size, out_N)
+
+
 def dequantize8(
     codes_N: Tensor, zero: int, scales_G: Tensor, offsets_G: Tensor | None, group_size: int, out_N: Tensor
 ) -> None:
@@ -93,9 +102,10 @@ def dequantize8(
 
 def _scale(values: Tensor, scales: Tensor, offsets: Tensor | None, group_size: int, out: Tensor) -> None:
     """values * scale + offset into ``out``; ``values`` is used up."""
-    values.mul_(scales.repeat_interleave(group_size)[: len(values)])
+    repeats = min(group_size, len(values))
+    values.mul_(scales.repeat_interleave(repeats)[: len(values)])
     if offsets is not None:
-        values.add_(offsets.repeat_interleave(group_size)[: len(values)])
+        values.add_(offsets.repeat_interleave(repeats)[: len(values)])
     out.copy_(values)
 
 
