@@ -49,10 +49,12 @@ class DoraLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        factor = (self.magnitude / self.lengths()).to(x.dtype)
-        y = self.product(x, None) * factor
         bias = bias_of(self.base, x.dtype)
-        return y if bias is None else y + bias
+        y = self.product(x, bias)
+        # The change of the factor m / n from one is what is rounded to the type of x: at first it is exactly zero, and
+        # later small numbers keep their digits.
+        change = (self.magnitude / self.lengths() - 1).to(x.dtype)
+        return torch.addcmul(y, y if bias is None else y - bias, change)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
