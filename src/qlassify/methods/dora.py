@@ -10,8 +10,9 @@ W + s B A is never formed for its lengths. With w_i and b_i rows of W and B,
 
     n_i^2 = ||w_i||^2 + 2 s (W A^T)_i . b_i + s^2 b_i (A A^T) . b_i
 
-where ||w_i|| is known from the start and the rest are products with the rank as one side. They change only when A or B
-do, once per optimiser step, and are kept until then.
+where ||w_i|| is known from the start and the rest are products with the rank as one side: rank / tokens of the layer's
+own work. They are formed in every forward pass. Keeping them until A or B change would need to know when that is, and
+a fused optimiser moves parameters without counting up their versions.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ class DoraLinear(LoraLinear):
         super().__init__(base, config, init=init, dropout=dropout)
         self.register_buffer("_squares", self._row_squares(), persistent=False)
         self._squares: Tensor
-        self._known: tuple[object, Tensor] | None = None
         self.magnitude = nn.Parameter(self._squares.sqrt())
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -63,18 +63,15 @@ class DoraLinear(LoraLinear):
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
-        """(out,) lengths of the rows of W + scaling * B A, without a graph; kept until A or B change."""
+        """(out,) lengths of the rows of W + scaling * B A, without a graph."""
         a, b = self.lora_A, self.lora_B
-        state = (a._version, b._version, a.data_ptr(), b.data_ptr())
-        if self._known is None or self._known[0] != state:
-            weight = dense_weight(self.base, a.dtype)
-            mixed = (weight @ a.to(weight.dtype).T).to(a.dtype)  # (out, rank)
-            cross = (mixed * b).sum(dim=1)
-            own = ((b @ (a @ a.T)) * b).sum(dim=1)
-            squares = self._squares + 2 * self.scaling * cross + self.scaling**2 * own
-            # A row that the update cancels exactly has length zero; rounding must not make its square negative.
-            self._known = (state, squares.clamp(min=torch.finfo(a.dtype).tiny).sqrt())
-        return self._known[1]
+        weight = dense_weight(self.base, a.dtype)
+        mixed = (weight @ a.to(weight.dtype).T).to(a.dtype)  # (out, rank)
+        cross = (mixed * b).sum(dim=1)
+        own = ((b @ (a @ a.T)) * b).sum(dim=1)
+        squares = self._squares + 2 * self.scaling * cross + self.scaling**2 * own
+        # A row that the update cancels exactly has length zero; rounding must not make its square negative.
+        return squares.clamp(min=torch.finfo(a.dtype).tiny).sqrt()
 
     @torch.no_grad()
     def _row_squares(self) -> Tensor:
