@@ -55,7 +55,7 @@ def _option_row(parameter: Any) -> str:
 def settings_page() -> str:
     """Every setting of a run with its default and meaning."""
     from qlassify.config.run import RunConfig
-    from qlassify.config.section import section_of
+    from qlassify.config.section import sections_of
 
     lines = [
         "# Settings",
@@ -67,19 +67,28 @@ def settings_page() -> str:
     ]
     sections: dict[str, Any] = RunConfig.model_fields
     for section, field in sections.items():
-        model: Any = section_of(field.annotation)
-        if model is None:
+        models: Any = sections_of(field.annotation)
+        if not models:
             lines += [f"## {section}", "", f"Default `{field.default}`. {field.description}", ""]
             continue
-        lines += [f"## {section}", "", " ".join((model.__doc__ or "").split()), ""]
+        lines += [f"## {section}", ""]
         if field.default is None:
             lines += [f"None by default. {' '.join((field.description or '').split())}", ""]
-        lines += ["| setting | default | meaning |", "|---|---|---|"]
-        for name, option in model.model_fields.items():
-            meaning = " ".join((option.description or "").split()).replace("|", "\\|")
-            lines.append(f"| `{section}.{name}` | {_value(option.default)} | {meaning}{_choices(option.annotation)} |")
-        lines.append("")
+        if len(models) > 1:
+            lines += ["Which settings there are depends on the kind.", ""]
+        for model in models:
+            lines += _settings_table(section, model, titled=len(models) > 1)
     return "\n".join(lines)
+
+
+def _settings_table(section: str, model: Any, *, titled: bool) -> list[str]:
+    lines = [" ".join((model.__doc__ or "").split()), "", "| setting | default | meaning |", "|---|---|---|"]
+    if titled:
+        lines.insert(0, f"### {section}.kind = {', '.join(get_args(model.model_fields['kind'].annotation))}\n")
+    for name, option in model.model_fields.items():
+        meaning = " ".join((option.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{section}.{name}` | {_value(option.default)} | {meaning}{_choices(option.annotation)} |")
+    return [*lines, ""]
 
 
 def _value(value: object) -> str:

@@ -26,6 +26,7 @@ from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_c
 from qlassify.config import recommend
 from qlassify.config.classify import ClassifyConfig
 from qlassify.config.files import layer
+from qlassify.config.method import LoraConfig
 from qlassify.config.run import DEFAULT_BASE_MODEL, EvaluationConfig, ModelConfig, RunConfig
 from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
@@ -134,10 +135,12 @@ class ClassifyPipeline(StepwisePipeline):
         loaded = load_classifier(path, device=device, precision=precision, base_model=base)
         record = loaded.record
         quant, method = loaded.classifier.backbone.quant, loaded.attachment.config
+        if quant is not None and isinstance(method, LoraConfig):
+            method = method.replace(kind="qdora" if method.dora else "qlora")
         run = RunConfig(
             model=ModelConfig(base=record.base_model, pooling=record.pooling, max_length=record.max_length),
             quant=quant,
-            method=method if quant is None else method.replace(kind="qdora" if method.dora else "qlora"),
+            method=method,
             evaluation=EvaluationConfig(threshold=record.threshold),
         )
         pipeline = cls(loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run)
@@ -195,7 +198,9 @@ class ClassifyPipeline(StepwisePipeline):
         self.text_pair = dataset.train.corpus.pairs is not None
         run = self.run
         if self._recommend:
-            run = RunConfig.parse(layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset))))
+            run = RunConfig.parse(
+                layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset), run.method.kind))
+            )
         return self.prepare(labels, run, label_counts(dataset.train.targets, len(labels)))
 
     def _labels_for(self, corpus: Corpus) -> LabelMap | None:

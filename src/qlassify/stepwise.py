@@ -393,13 +393,11 @@ class StepwisePipeline:
         base = f"{self.source.name} ({backbone.model_type}, {human_count(backbone.num_parameters)} parameters)"
         if self._trainable is None:
             return f"{base}, {self.placement.precision} on {self.placement.device}"
-        method = self.run.method
         low_bit = "" if backbone.quant is None else f" in {backbone.quant}"
-        name = f"{'Q' if backbone.quant else ''}{'DoRA' if method.dora else 'LoRA'}"
+        layers = len(self.trainable.attachment.layers)
         kind = "multi-label" if self.trainable.labels.multi_label else "single-label"
         return (
-            f"{base}{low_bit} + {name}(r={method.rank}, alpha={method.alpha:g}) "
-            f"on {len(self.trainable.attachment.layers)} layers "
+            f"{base}{low_bit} + {self.run.method} on {layers} layers "
             f"+ {self.pooling} pooling + {kind} head of {len(self.trainable.labels)} classes; "
             f"{human_count(self.num_trainable_parameters())} trainable parameters, "
             f"{self.placement.precision} on {self.placement.device}"

@@ -1,14 +1,16 @@
 """One configuration class per fine-tuning method, each with its closed-form parameter count.
 
-The count is a function of the shapes of the layers the method is attached to and of nothing else, so that a plan can
-state it before any memory is spent and a test can hold the built model to it.
+The count is a function of the shapes of the layers that the method is attached to and of nothing else, so that it can
+be stated before any memory is spent and a test can hold the built model to it.
+
+Which class a section ``method`` is, its ``kind`` says; without one it is LoRA.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 
@@ -16,6 +18,8 @@ from qlassify.config.section import Section
 
 ALL_LINEAR: Final = "all-linear"
 """The target that means every linear layer of the backbone."""
+AUTO: Final = "auto"
+"""Targets that follow from the architecture."""
 
 
 def require_target(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -75,3 +79,85 @@ class LoraConfig(Section):
     def parameter_count(self, shapes: Iterable[tuple[int, int]]) -> int:
         """Trainable parameters for layers of ``(out, in)``: rank * (in + out) each, and with DoRA out lengths."""
         return sum(self.rank * (rows + columns) + (rows if self.dora else 0) for rows, columns in shapes)
+
+    def __str__(self) -> str:
+        name = f"{'Q' if self.low_bit else ''}{'DoRA' if self.dora else 'LoRA'}"
+        return f"{name}(r={self.rank}, alpha={self.alpha:g})"
+
+
+class Ia3Config(Section):
+    """Learned vectors that rescale keys, values and inner activations (Liu et al. 2022, arXiv:2205.05638)."""
+
+    kind: Literal["ia3"] = "ia3"
+    """The method's name."""
+    target_modules: Literal["auto"] | tuple[str, ...] = AUTO
+    """Layers whose output is rescaled; keys and values when auto."""
+    feedforward_modules: Literal["auto"] | tuple[str, ...] = AUTO
+    """Layers whose input is rescaled; the second product of each feed-forward network when auto."""
+
+    def parameter_count(self, outputs: Iterable[tuple[int, int]], inputs: Iterable[tuple[int, int]]) -> int:
+        """Trainable parameters for layers of ``(out, in)`` whose outputs, and whose inputs, are rescaled."""
+        return sum(rows for rows, _ in outputs) + sum(columns for _, columns in inputs)
+
+    def __str__(self) -> str:
+        return "IA3"
+
+
+class BottleneckConfig(Section):
+    """Small networks behind the sublayers (Houlsby et al. 2019, arXiv:1902.00751)."""
+
+    kind: Literal["adapter"] = "adapter"
+    """The method's name."""
+    placement: Literal["houlsby", "pfeiffer"] = "houlsby"
+    """houlsby: behind attention and feed-forward network; pfeiffer: only behind the latter."""
+    size: int = pydantic.Field(default=64, ge=1)
+    """Width of the bottleneck."""
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    """Function between the two products."""
+    target_modules: Literal["auto"] | tuple[str, ...] = AUTO
+    """Layers that get one behind them; by placement when auto."""
+
+    def parameter_count(self, shapes: Iterable[tuple[int, int]]) -> int:
+        """Trainable parameters behind layers of ``(out, in)``: two matrices and two biases each."""
+        return sum(2 * self.size * rows + self.size + rows for rows, _ in shapes)
+
+    def __str__(self) -> str:
+        return f"adapters({self.placement}, size {self.size})"
+
+
+class BitfitConfig(Section):
+    """Only biases (Ben Zaken et al. 2022, arXiv:2106.10199)."""
+
+    kind: Literal["bitfit"] = "bitfit"
+    """The method's name."""
+
+    def parameter_count(self, sizes: Iterable[int]) -> int:
+        """Trainable parameters for biases of these sizes."""
+        return sum(sizes)
+
+    def __str__(self) -> str:
+        return "BitFit"
+
+
+class FullConfig(Section):
+    """Every weight of the backbone."""
+
+    kind: Literal["full"] = "full"
+    """The method's name."""
+
+    def parameter_count(self, num_parameters: int) -> int:
+        """Trainable parameters of a backbone with so many parameters: all of them."""
+        return num_parameters
+
+    def __str__(self) -> str:
+        return "full fine-tuning"
+
+
+MethodConfig = Annotated[
+    LoraConfig | Ia3Config | BottleneckConfig | BitfitConfig | FullConfig, pydantic.Field(discriminator="kind")
+]
+
+
+def with_kind(settings: Any) -> Any:
+    """The settings of a method; without a kind they are LoRA's."""
+    return {"kind": "lora", **settings} if isinstance(settings, dict) and "kind" not in settings else settings

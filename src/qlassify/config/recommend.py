@@ -81,12 +81,29 @@ def epochs(num_rows: int, num_classes: int, rows_per_step: int) -> int:
     return min(max(wanted, EPOCH_BOUNDS[0]), EPOCH_BOUNDS[1])
 
 
-def recommended_settings(facts: Facts) -> dict[str, Any]:
-    """The settings layer that lies under the user's own, for ``RunConfig.parse``."""
-    rate = learning_rate(facts.model_params, decoder=facts.decoder)
+METHOD_RATES = {"ia3": 3e-3, "adapter": 1e-4, "bitfit": 3e-4}
+"""Peak learning rates of methods whose rate does not follow the model: T-Few's for IA3 and BitFit (Liu et al. 2022),
+AdapterHub's for bottleneck adapters."""
+
+
+def method_rate(kind: str, facts: Facts) -> float:
+    """Peak learning rate of a method's parameters."""
+    if kind == "full":
+        return 5e-5 if facts.model_params < SMALL_ENCODER_PARAMETERS else 2e-5
+    return METHOD_RATES.get(kind) or learning_rate(facts.model_params, decoder=facts.decoder)
+
+
+def recommended_settings(facts: Facts, kind: str = "lora") -> dict[str, Any]:
+    """The settings layer that lies under the user's own, for ``RunConfig.parse``.
+
+    Args:
+        facts: about model and data.
+        kind: the fine-tuning method.
+    """
+    rate = method_rate(kind, facts)
     rows_per_step = batch_size(facts.num_rows, decoder=facts.decoder)
     return {
-        "method": {"rank": 16, "alpha": 32.0, "dropout": dropout(facts.num_rows), "target_modules": "all-linear"},
+        "method": _method_settings(facts, kind),
         "training": {
             "learning_rate": rate,
             "head_learning_rate": max(rate, 1e-3),
@@ -98,3 +115,10 @@ def recommended_settings(facts: Facts) -> dict[str, Any]:
             "gradient_clip_norm": 1.0,
         },
     }
+
+
+def _method_settings(facts: Facts, kind: str) -> dict[str, Any]:
+    """What is recommended inside the section ``method``; methods without a rank keep their own defaults."""
+    if kind not in ("lora", "qlora", "dora", "qdora"):
+        return {}
+    return {"rank": 16, "alpha": 32.0, "dropout": dropout(facts.num_rows), "target_modules": "all-linear"}

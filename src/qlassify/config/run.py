@@ -8,11 +8,11 @@ spread that decision over every reader of the field.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
-from qlassify.config.method import LoraConfig
+from qlassify.config.method import LoraConfig, MethodConfig, with_kind
 from qlassify.config.quant import QuantConfig
 from qlassify.config.section import Section
 
@@ -128,7 +128,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     quant: QuantConfig | None = None
     """Format of low-bit frozen weights. Without one they keep their numbers, unless the method's name begins with q."""
-    method: LoraConfig = LoraConfig()
+    method: MethodConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = pydantic.Field(default=42, ge=0)
@@ -140,4 +140,10 @@ class RunConfig(Section):
 
         A base model that is quantised already has its own, which then holds.
         """
-        return QuantConfig() if self.quant is None and self.method.low_bit else self.quant
+        named = isinstance(self.method, LoraConfig) and self.method.low_bit
+        return QuantConfig() if self.quant is None and named else self.quant
+
+    @pydantic.field_validator("method", mode="before")
+    @classmethod
+    def _method_kind(cls, value: Any) -> Any:
+        return with_kind(value)

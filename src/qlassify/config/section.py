@@ -71,7 +71,7 @@ def _translate(cls: type, error: pydantic.ValidationError, where: str | None) ->
 
 
 def _describe(cls: type, item: Any) -> tuple[str, str | None]:
-    name = ".".join(str(part) for part in item["loc"]) or cls.__name__
+    name = _option_name(cls, item["loc"]) or cls.__name__
     if item["type"] == "extra_forbidden":
         assert issubclass(cls, pydantic.BaseModel)
         known = _known_keys(cls)
@@ -84,18 +84,28 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
     return f"{name} is {item['input']!r}: {message}", None
 
 
-def section_of(annotation: Any) -> type[pydantic.BaseModel] | None:
-    """The section that a field holds, also one that may be None; None for a field of another kind."""
-    for kind in (annotation, *typing.get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-            return kind
-    return None
+def _option_name(cls: type, where: tuple[int | str, ...]) -> str:
+    """The dotted name of an option; the kind that pydantic puts after a section with kinds is left out."""
+    parts = [str(part) for part in where]
+    assert issubclass(cls, pydantic.BaseModel)
+    field = cls.model_fields.get(parts[0]) if parts else None
+    if field is not None and field.discriminator and len(parts) > 1:
+        del parts[1]
+    return ".".join(parts)
+
+
+def sections_of(annotation: Any) -> tuple[type[pydantic.BaseModel], ...]:
+    """The sections of which a field holds one, also if it may be None; empty for a field of another kind."""
+    kinds = (annotation, *typing.get_args(annotation))
+    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel))
 
 
 def _known_keys(cls: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
     """The dotted names of every option below ``cls``."""
     keys: list[str] = []
     for name, field in cls.model_fields.items():
-        section = section_of(field.annotation)
-        keys += [prefix + name] if section is None else _known_keys(section, f"{prefix}{name}.")
+        sections = sections_of(field.annotation)
+        keys += [] if sections else [prefix + name]
+        for section in sections:
+            keys += _known_keys(section, f"{prefix}{name}.")
     return keys

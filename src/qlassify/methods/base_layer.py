@@ -28,6 +28,11 @@ def linear_shape(layer: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(layer, nn.Linear) else (columns, rows)
 
 
+def stores_transposed(layer: nn.Module) -> bool:
+    """Whether the architecture's own layer keeps its weight as (in, out), as ``Conv1D`` does."""
+    return layer.transposed if isinstance(layer, LowBitLinear) else not isinstance(layer, nn.Linear)
+
+
 def dense_weight(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight as numbers, (out, in).
 

@@ -3,29 +3,29 @@
 ``attach`` replaces modules by wrappers and returns an ``Attachment``, the record of what was done: which module stood
 where, and which parameters are trainable now. Parameters are known by identity from then on, never by a substring of
 their name. ``detach`` puts the original module objects back.
-
-Targets are ``all-linear`` or names. A name matches a module whose dotted path is that name or ends with it at a dot:
-``query`` and ``attention.self.query`` both match ``encoder.layer.0.attention.self.query``. A name that matches nothing
-is an error that lists what exists: a silently unmatched target is a model that does not learn.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from qlassify.config.method import ALL_LINEAR, LoraConfig
+from qlassify.config.method import BitfitConfig, BottleneckConfig, FullConfig, Ia3Config, LoraConfig, MethodConfig
 from qlassify.errors import ConfigError
-from qlassify.methods.base_layer import is_linear, linear_shape
+from qlassify.methods import bitfit, bottleneck, full, ia3
+from qlassify.methods.adapter_module import AdapterModule
+from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.dora import DoraLinear
 from qlassify.methods.lora import LoraLinear
 from qlassify.methods.qlora import QLoraLinear, require_rank
+from qlassify.methods.targets import linear_layers, match_targets
 from qlassify.quant.linear import LowBitLinear
 from qlassify.seeding import torch_generator
+
+__all__ = ["Attachment", "attach", "linear_layers", "match_targets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Attachment:
     """
 
     model: nn.Module
-    config: LoraConfig
-    layers: Mapping[str, LoraLinear]
+    config: MethodConfig
+    layers: Mapping[str, AdapterModule]
     dropout_generator: torch.Generator
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -58,64 +58,47 @@ class Attachment:
 
     def detach(self) -> None:
         """Put the original modules back; the model is then what it was before ``attach``."""
-        for path, layer in self.layers.items():
+        for path, layer in reversed(list(self.layers.items())):
             _replace(self.model, path, layer.base)
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Dotted path -> linear layer of a model, in the model's order."""
-    return {path: module for path, module in model.named_modules() if is_linear(module)}
+def attach(model: nn.Module, config: MethodConfig, *, seed: int) -> Attachment:
+    """Put a method's wrappers into ``model``.
 
-
-def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
-    """The paths of the linear layers that ``targets`` name.
-
-    Raises:
-        ConfigError: a target matches no linear layer, or something is attached already.
-    """
-    layers = linear_layers(model)
-    if any(isinstance(module, LoraLinear) for module in model.modules()):
-        raise ConfigError("a method is attached to this model already", do="Detach it first.")
-    if targets == ALL_LINEAR:
-        return list(layers)
-    names = (targets,) if isinstance(targets, str) else targets
-    chosen: set[str] = set()
-    for name in names:
-        matched = {path for path in layers if path == name or path.endswith(f".{name}")}
-        if not matched:
-            known = sorted({path.rsplit(".", 1)[-1] for path in layers})
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                "the target matches no linear layer of the backbone",
-                where="method.target_modules",
-                got=repr(name),
-                wanted=f"all-linear, or any of {', '.join(known)}",
-                do=f"Did you mean {close[0]}?" if close else "The head is always trained and is never a target.",
-            )
-        chosen |= matched
-    return [path for path in layers if path in chosen]
-
-
-def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> Attachment:
-    """Wrap the target layers of ``model`` in place.
-
-    Each layer's A is drawn from a stream of its own (``init/<path>``), so it does not depend on which other layers
+    What a wrapper draws comes from a stream of its own (``init/<path>``), so it does not depend on which other modules
     are wrapped.
 
     Raises:
-        ConfigError: a target matches nothing, or the rank exceeds a target's smaller side.
+        ConfigError: something is attached already, or the method does not fit the model.
     """
-    paths = match_targets(model, config.target_modules)
+    if any(isinstance(module, AdapterModule) for module in model.modules()):
+        raise ConfigError("a method is attached to this model already", do="Detach it first.")
     dropout = torch_generator(seed, "dropout")
-    layers: dict[str, LoraLinear] = {}
-    for path in paths:
-        base = model.get_submodule(path)
-        require_rank(config, linear_shape(base), where=f"method.rank at {path}")
-        layers[path] = _wrap(base, config, init=torch_generator(seed, f"init/{path}"), dropout=dropout)
+    layers = _wrappers(model, config, seed, dropout)
     for path, layer in layers.items():
         layer.train(model.training)
         _replace(model, path, layer)
     return Attachment(model, config, layers, dropout)
+
+
+def _wrappers(
+    model: nn.Module, config: MethodConfig, seed: int, dropout: torch.Generator
+) -> Mapping[str, AdapterModule]:
+    """Path -> wrapper, inner modules before those that contain them."""
+    if isinstance(config, Ia3Config):
+        return ia3.wrap(model, config)
+    if isinstance(config, BottleneckConfig):
+        return bottleneck.wrap(model, config, seed=seed)
+    if isinstance(config, BitfitConfig):
+        return bitfit.wrap(model)
+    if isinstance(config, FullConfig):
+        return full.wrap(model)
+    layers: dict[str, AdapterModule] = {}
+    for path in match_targets(model, config.target_modules):
+        base = model.get_submodule(path)
+        require_rank(config, linear_shape(base), where=f"method.rank at {path}")
+        layers[path] = _wrap(base, config, init=torch_generator(seed, f"init/{path}"), dropout=dropout)
+    return layers
 
 
 def _wrap(base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout: torch.Generator) -> LoraLinear:

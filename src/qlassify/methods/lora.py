@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from qlassify.config.method import LoraConfig
-from qlassify.methods.base_layer import bias_of, dense_weight, linear_shape, placement_of
+from qlassify.methods.adapter_module import AdapterModule
+from qlassify.methods.base_layer import bias_of, dense_layer, dense_weight, linear_shape, placement_of
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 """Integers as wide as each type that a backbone computes in."""
@@ -97,7 +98,7 @@ class _LoraFunction(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None, None
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(AdapterModule):
     """A frozen linear layer with a LoRA path.
 
     Args:
@@ -111,11 +112,8 @@ class LoraLinear(nn.Module):
         lora_B: (out, rank), same type.
     """
 
-    is_adapter = True
-
     def __init__(self, base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout: torch.Generator) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.scaling = config.scaling
         self.dropout = config.dropout
         self._dropout_generator = dropout
@@ -148,6 +146,17 @@ class LoraLinear(nn.Module):
     def merged_weight(self) -> Tensor:
         """The weight (out, in) of the one layer that computes the same, formed in the type of A."""
         return dense_weight(self.base, self.lora_A.dtype).to(self.lora_A.dtype) + self.delta()
+
+    @torch.no_grad()
+    def merged(self, dtype: torch.dtype) -> nn.Module:
+        """The layer with the low-rank path added to its weight; a low-bit layer becomes an unquantised one.
+
+        The sum is formed in the type of A and rounded once to the weight's.
+        """
+        weight = self.merged_weight()
+        plain = dense_layer(self.base, dtype)
+        dense_weight(plain, dtype).copy_(weight)
+        return plain
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

@@ -93,7 +93,8 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the weights."""
-        dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        frozen = (p for p in self.model.parameters() if p.is_floating_point() and not p.requires_grad)
+        dtype: torch.dtype = next(frozen).dtype
         return dtype
 
     def train(self, mode: bool = True) -> Backbone:

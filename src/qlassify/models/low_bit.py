@@ -151,12 +151,13 @@ def _quantize_into(model: nn.Module, name: str, weight: Tensor, config: QuantCon
     shape, expected = tuple(weight.shape), tuple(layer.weight.shape)  # type: ignore[arg-type]
     if shape != expected:
         raise ModelError("a weight has another shape than the model", where=name, got=shape, wanted=expected)
-    rows = weight if isinstance(layer, nn.Linear) else weight.T
+    transposed = not isinstance(layer, nn.Linear)
+    rows = weight.T if transposed else weight
     quantized = quantize(rows, config, name=name)
     lost, total = squared_error(rows, quantized)
     error.squared_error += lost
     error.squared_total += total
-    low_bit = LowBitLinear(quantized)
+    low_bit = LowBitLinear(quantized, transposed=transposed)
     # Its own parameter, not a copy: the bias is still to come, or has come already.
     low_bit.bias = layer.bias  # type: ignore[assignment]
     low_bit._is_hf_initialized = True  # type: ignore[assignment]
@@ -253,4 +254,5 @@ def _make_room(model: nn.Module, plan: QuantizedBase) -> None:
             raise ModelError("the quantised checkpoint is not of this architecture", got=f"a layer {path}") from None
         bias = layer.bias
         assert bias is None or isinstance(bias, Tensor)
-        _replace(model, path, LowBitLinear.empty(shape, plan.config, bias=bias))
+        transposed = not isinstance(layer, nn.Linear)
+        _replace(model, path, LowBitLinear.empty(shape, plan.config, bias=bias, transposed=transposed))

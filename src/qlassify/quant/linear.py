@@ -49,17 +49,20 @@ class LowBitLinear(nn.Module):
     Args:
         weight: (out, in), quantised; on the meta device when its numbers are still to come.
         bias: (out,) in any floating-point type, or None.
+        transposed: whether the layer whose place this one takes keeps its weight as (in, out).
 
     Attributes:
         in_features: width of the input.
         out_features: width of the output.
         config: the format.
+        transposed: whether the layer whose place this one took keeps its weight as (in, out).
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None, *, transposed: bool = False) -> None:
         super().__init__()
+        self.transposed = transposed
         self.out_features, self.in_features = weight.shape
         self.config = weight.config
         for name, tensor in weight.tensors().items():
@@ -81,10 +84,11 @@ class LowBitLinear(nn.Module):
         config: QuantConfig,
         *,
         bias: Tensor | None = None,
+        transposed: bool = False,
         device: torch.device | str = "meta",
     ) -> Self:
         """A layer whose weight is still to come, by ``set_weight`` or tensor by tensor."""
-        return cls(allocate(config, shape, device), bias)
+        return cls(allocate(config, shape, device), bias, transposed=transposed)
 
     @property
     def weight(self) -> QuantizedTensor:

@@ -1,0 +1,41 @@
+"""``AdapterModule``: what stands in a module's place and trains something beside it.
+
+The one interface between a method's layers and everything that handles them: attaching, saving, merging, counting. A
+method is a file with an ``AdapterModule`` and a ``wrap`` function that says which modules get one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+
+class AdapterModule(nn.Module):
+    """A wrapper around a frozen module.
+
+    Attributes:
+        base: the module whose place it took. Nothing in it is trained or changed, except by ``merge``.
+        mergeable: whether one plain module can compute the same.
+    """
+
+    is_adapter: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    base: nn.Module
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name in a saved file, below the module's path -> trainable parameter."""
+        raise NotImplementedError
+
+    def merged(self, dtype: torch.dtype) -> nn.Module:
+        """A plain module that computes the same, by changing ``base`` or replacing it.
+
+        Args:
+            dtype: the type that the model computes in, for a module that has to be made anew.
+        """
+        raise NotImplementedError

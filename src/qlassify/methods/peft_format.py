@@ -1,0 +1,151 @@
+"""Method configurations and tensors in PEFT's file format, there and back.
+
+LoRA, DoRA and IA3 are written as PEFT writes them. Methods that PEFT does not have keep the two file names, with their
+own configuration under ``qlassify_method``. What PEFT's settings can say and ours cannot (another rank per layer, an
+initialisation that changed the base weights) is refused: read without it, the tensors would mean something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from torch import Tensor
+
+from qlassify.config.method import Ia3Config, LoraConfig, MethodConfig
+from qlassify.errors import ConfigError, ModelError
+from qlassify.methods.base_layer import stores_transposed
+from qlassify.methods.ia3 import Ia3Linear
+from qlassify.methods.inject import Attachment
+
+PREFIX = "base_model.model."
+OWN = "qlassify_method"
+_PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
+
+
+def to_settings(attachment: Attachment, base_model: str) -> dict[str, Any]:
+    """What ``adapter_config.json`` says of an attachment."""
+    config = attachment.config
+    common = {"base_model_name_or_path": base_model, "task_type": "FEATURE_EXTRACTION", "inference_mode": True}
+    if isinstance(config, LoraConfig):
+        return common | _lora_settings(attachment, config)
+    if isinstance(config, Ia3Config):
+        return common | _ia3_settings(attachment)
+    return {**common, OWN: config.model_dump(mode="json")}
+
+
+def _lora_settings(attachment: Attachment, config: LoraConfig) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": _names(attachment, attachment.layers),
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "bias": "none",
+        "fan_in_fan_out": any(stores_transposed(layer.base) for layer in attachment.layers.values()),
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _ia3_settings(attachment: Attachment) -> dict[str, Any]:
+    layers = attachment.layers
+    inner = [path for path, layer in layers.items() if isinstance(layer, Ia3Linear) and layer.feedforward]
+    return {
+        "peft_type": "IA3",
+        "target_modules": sorted(layers),
+        "feedforward_modules": sorted(inner),
+        "fan_in_fan_out": any(stores_transposed(layer.base) for layer in layers.values()),
+        "init_ia3_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _names(attachment: Attachment, paths: Iterable[str]) -> list[str]:
+    """The last parts of the paths, where these alone name exactly those modules; else the paths."""
+    chosen = set(paths)
+    endings = {path.rpartition(".")[2] for path in chosen}
+    named = {path for path, _ in attachment.model.named_modules() if path.rpartition(".")[2] in endings}
+    return sorted(endings if named == chosen else chosen)
+
+
+def from_settings(settings: Mapping[str, Any], path: Path) -> MethodConfig:
+    """The method that an ``adapter_config.json`` is about.
+
+    Raises:
+        ModelError: a kind of adapter that is not supported, or settings that would be misread.
+    """
+    kind = settings.get("peft_type")
+    try:
+        if OWN in settings:
+            own: MethodConfig = pydantic.TypeAdapter(MethodConfig).validate_python(settings[OWN])
+            return own
+        if kind == "LORA":
+            return _lora_config(settings, path)
+        if kind == "IA3":
+            return _ia3_config(settings)
+    except (KeyError, TypeError, ConfigError, pydantic.ValidationError) as error:
+        raise ModelError("the adapter's configuration cannot be used", where=path, got=error) from None
+    raise ModelError("this kind of adapter is not supported", where=path, got=kind, wanted="LORA or IA3")
+
+
+def _lora_config(settings: Mapping[str, Any], path: Path) -> LoraConfig:
+    patterns = [name for name in ("alpha_pattern", "rank_pattern") if settings.get(name)]
+    if patterns:
+        raise ModelError("an adapter with a rank or alpha per layer is not supported", where=path, got=patterns[0])
+    initial = settings.get("init_lora_weights")
+    if initial not in _PLAIN_INITIALISATIONS:
+        raise ModelError(
+            "the adapter was initialised in a way that changed the base weights",
+            where=path,
+            got=f"init_lora_weights {initial!r}",
+            do="Convert it with PEFT (path_initial_model_for_weight_conversion) first.",
+        )
+    return LoraConfig.parse(
+        {
+            "kind": "dora" if settings.get("use_dora") else "lora",
+            "rank": settings["r"],
+            "alpha": settings["lora_alpha"],
+            "dropout": settings.get("lora_dropout", 0.0),
+            "target_modules": _targets(settings.get("target_modules")),
+            "rslora": bool(settings.get("use_rslora", False)),
+        }
+    )
+
+
+def _ia3_config(settings: Mapping[str, Any]) -> Ia3Config:
+    inner = _targets(settings["feedforward_modules"])
+    every = _targets(settings["target_modules"])
+    return Ia3Config.parse(
+        {"target_modules": [name for name in every if name not in inner], "feedforward_modules": inner}
+    )
+
+
+def _targets(value: Any) -> Any:
+    return value if isinstance(value, str) else tuple(value or ())
+
+
+def to_tensors(attachment: Attachment) -> dict[str, Tensor]:
+    """Name in the file -> tensor, in the shapes that PEFT has."""
+    named: dict[str, Tensor] = {}
+    for path, layer in attachment.layers.items():
+        for name, parameter in layer.trainable().items():
+            value = parameter.detach().cpu().contiguous()
+            if isinstance(layer, Ia3Linear):
+                value = value.view(1, -1) if layer.feedforward else value.view(-1, 1)
+            named[f"{PREFIX}{path}.{name}"] = value
+    return named
+
+
+def from_tensors(attachment: Attachment, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name of a parameter -> tensor in its shape, for what ``to_tensors`` or PEFT wrote."""
+    named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    for path, layer in attachment.layers.items():
+        name = f"{path}.ia3_l"
+        if isinstance(layer, Ia3Linear) and name in named:
+            named[name] = named[name].reshape(-1)
+    return named
