@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from qlassify.config.method import LoraConfig
 from qlassify.errors import ModelError
 from qlassify.methods.inject import Attachment, attach
+from qlassify.methods.peft_format import PREFIX
 from qlassify.methods.state import (
     CONFIG_FILE,
-    PREFIX,
     WEIGHTS_FILE,
     copy_tensors,
     load_adapter,

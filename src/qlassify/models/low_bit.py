@@ -15,8 +15,10 @@ Embeddings, norms and anything else that is not a linear layer keep their number
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +114,15 @@ def load_low_bit(
         )
     except _Refused as refused:
         raise refused.error from None
+    _give_back_memory()
     return model, info, error
+
+
+def _give_back_memory() -> None:
+    """Have the C library return what was freed while loading; glibc keeps it for the process otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class _Refused(BaseException):
