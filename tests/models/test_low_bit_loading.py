@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -463,6 +464,13 @@ def test_the_full_precision_model_never_exists(tiny_directories: dict[str, Path]
     assert found["peak"] <= final + 3 * largest + 16_000_000, found
     # 8 MB for the same; and not less than what is held, or nothing was measured.
     assert 0.8 * final <= found["after"] <= final + largest + 12_000_000, found
+
+
+def test_a_low_bit_model_can_be_copied_and_pickled(loaded: Loader) -> None:
+    """Nothing of the way in which it was loaded hangs on to it."""
+    model = loaded("bert", torch.float32, QUANT).model
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(dict(twin.state_dict()), dict(model.state_dict()))
 
 
 def test_a_low_bit_layer_keeps_no_reference_to_the_file(loaded: Loader) -> None:

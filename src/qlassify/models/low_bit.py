@@ -114,6 +114,8 @@ def load_low_bit(
         )
     except _Refused as refused:
         raise refused.error from None
+    # What transformers hung on the model about its loading; the low-bit layers are plain modules and need none of it.
+    model.hf_quantizer.remove_quantization_config(model)
     _give_back_memory()
     return model, info, error
 
