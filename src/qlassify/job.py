@@ -23,6 +23,7 @@ from qlassify import runs
 from qlassify.assessment import Assessment, assess, write_assessment
 from qlassify.config import recommend
 from qlassify.config.files import layer, read_settings, write_settings
+from qlassify.config.method import ProbeConfig
 from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, build_dataset
@@ -36,6 +37,7 @@ from qlassify.runs import EventLog, RunFolder
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import StepEvent, TrainingEvent, as_record
 from qlassify.training.loop import StopRequest, TrainingLoop
+from qlassify.training.probe import ProbeSolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,8 @@ def _carry_out(
     placement = pipeline.placement
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
     encoded = pipeline.encode_dataset(dataset)
-    notes = (*dataset.notes, *_model_notes(pipeline), *token_notes(encoded, pipeline.encoder.max_length))
+    notes = (*dataset.notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
+    notes = (*notes, *token_notes(encoded, pipeline.encoder.max_length))
     stats = summarise((encoded["train"].lengths + encoded["train"].lost_tokens).tolist())
     plan = pipeline.plan(encoded["train"])
     copies = pipeline.settle_dense_copies(plan)
@@ -301,7 +304,7 @@ def _carry_out(
     yield FinishedEvent(folder, assessment, time.perf_counter() - started, measured)
 
 
-def _resume_loop(loop: TrainingLoop, folder: RunFolder) -> ResumeEvent:
+def _resume_loop(loop: TrainingLoop | ProbeSolver, folder: RunFolder) -> ResumeEvent:
     """Put the newest whole checkpoint into the loop; without one, the run starts from its beginning."""
     checkpoint, problems = CheckpointStore(folder.checkpoints).latest()
     if checkpoint is not None:
@@ -309,7 +312,7 @@ def _resume_loop(loop: TrainingLoop, folder: RunFolder) -> ResumeEvent:
     return ResumeEvent(loop.progress.step, problems)
 
 
-def _logged(loop: TrainingLoop, folder: RunFolder, *, resumed: bool) -> Iterator[TrainingEvent]:
+def _logged(loop: TrainingLoop | ProbeSolver, folder: RunFolder, *, resumed: bool) -> Iterator[TrainingEvent]:
     """The loop's events, each written to ``metrics.jsonl``; steps only every ``log_interval``."""
     log = EventLog(folder.metrics, after_step=loop.progress.step if resumed else None)
     interval = loop.config.log_interval
@@ -333,6 +336,25 @@ def _model_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:
             f"changes them by {100 * backbone.quant_error:.1f} % of their size (root mean square)."
         )
     return tuple(notes)
+
+
+SOLVED_WITH = frozenset({"class_weights", "label_smoothing", "selection_metric"})
+"""Settings of the section ``training`` that a probe uses too."""
+
+
+def _unused_notes(pipeline: ClassifyPipeline, dataset: Dataset) -> tuple[str, ...]:
+    """A sentence if settings were chosen that the method has no use for."""
+    if not isinstance(pipeline.run.method, ProbeConfig):
+        return ()
+    usual = RunConfig.parse(recommend.recommended_settings(pipeline.facts(dataset), "probe")).training
+    chosen = [
+        f"training.{name}"
+        for name, value in pipeline.run.training.model_dump().items()
+        if value != getattr(usual, name) and name not in SOLVED_WITH
+    ]
+    if not chosen:
+        return ()
+    return (f"A probe is solved for, not trained in steps: {', '.join(chosen)} had no effect.",)
 
 
 def token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ face that this class inherits (``stepwise``).
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_c
 from qlassify.config import recommend
 from qlassify.config.classify import ClassifyConfig
 from qlassify.config.files import layer
-from qlassify.config.method import LoraConfig
+from qlassify.config.method import LoraConfig, ProbeConfig
 from qlassify.config.run import DEFAULT_BASE_MODEL, EvaluationConfig, ModelConfig, RunConfig
 from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
@@ -34,14 +35,15 @@ from qlassify.data.labels import LabelMap, build_label_map, label_counts
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, DataError
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
-from qlassify.evaluation.predict import predict_logits, probabilities
+from qlassify.evaluation.predict import TOKEN_BUDGET, predict_logits, predict_vectors, probabilities
 from qlassify.planning.memory import available_memory_bytes
-from qlassify.planning.plan import Plan, human_bytes, make_plan
+from qlassify.planning.plan import Plan, human_bytes, make_plan, make_probe_plan
 from qlassify.quant.linear import low_bit_layers
 from qlassify.stepwise import StepwisePipeline, Trainable
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent
 from qlassify.training.loop import StopRequest, TrainingLoop, TrainingSet
+from qlassify.training.probe import ProbeSolver
 
 LabelledText = str | os.PathLike[str] | Corpus
 
@@ -250,7 +252,15 @@ class ClassifyPipeline(StepwisePipeline):
 
     def plan(self, encoded: Encoded) -> Plan:
         """What training on these rows will need."""
-        training = self.run.training
+        training, method = self.run.training, self.run.method
+        if isinstance(method, ProbeConfig):
+            return make_probe_plan(
+                self.model_shape(),
+                head_parameters=self.num_trainable_parameters(),
+                lengths=encoded.lengths,
+                penalties=len(method.penalties),
+                token_budget=TOKEN_BUDGET,
+            )
         return make_plan(
             self.model_shape(),
             trainable_parameters=self.num_trainable_parameters(),
@@ -290,19 +300,12 @@ class ClassifyPipeline(StepwisePipeline):
         *,
         store: CheckpointStore | None = None,
         stop: StopRequest | None = None,
-    ) -> TrainingLoop:
-        """The loop over a data set's training rows, scoring its validation rows."""
+    ) -> TrainingLoop | ProbeSolver:
+        """What trains on a data set's training rows and scores its validation rows: a loop, or a probe's solver."""
         trainable = self.trainable
-        metric, known = self.run.training.selection_metric, self.score_names()
-        if metric not in known:
-            near = difflib.get_close_matches(metric, known, n=1)
-            raise ConfigError(
-                "the selection metric is not a score",
-                where="training.selection_metric",
-                got=metric,
-                wanted=", ".join(known),
-                do=f"Did you mean {near[0]}?" if near else None,
-            )
+        self._require_score()
+        if isinstance(self.run.method, ProbeConfig):
+            return self._probe_solver(self.run.method, dataset, encoded)
 
         def score() -> Mapping[str, float | None]:
             values = self.score(dataset.validation, encoded["validation"]).values
@@ -319,6 +322,48 @@ class ClassifyPipeline(StepwisePipeline):
             stop=stop,
         )
 
+    def _probe_solver(self, method: ProbeConfig, dataset: Dataset, encoded: Mapping[str, Encoded]) -> ProbeSolver:
+        """Vectors of training and validation rows are formed once, when the run begins."""
+        trainable = self.trainable
+        head, validation = trainable.classifier.head, dataset.validation
+
+        @functools.cache
+        def vectors(part: str) -> torch.Tensor:
+            return torch.from_numpy(predict_vectors(trainable.classifier, encoded[part])).to(head.weight.device)
+
+        def score() -> Mapping[str, float | None]:
+            with torch.no_grad():
+                logits = head(vectors("validation")).float().cpu().numpy()
+            values = self._metrics(validation, probabilities(logits, multi_label=self.labels.multi_label)).values
+            return {"loss": values["log_loss"], **values}
+
+        return ProbeSolver(
+            head,
+            lambda: vectors("train").cpu(),
+            dataset.train.targets,
+            trainable.stepper.objective,
+            penalties=method.penalties,
+            config=self.run.training,
+            scorer=score,
+        )
+
+    def _require_score(self) -> None:
+        """Refuse a selection metric that no evaluation has.
+
+        Raises:
+            ConfigError: it is none of ``score_names``.
+        """
+        metric, known = self.run.training.selection_metric, self.score_names()
+        if metric not in known:
+            near = difflib.get_close_matches(metric, known, n=1)
+            raise ConfigError(
+                "the selection metric is not a score",
+                where="training.selection_metric",
+                got=metric,
+                wanted=", ".join(known),
+                do=f"Did you mean {near[0]}?" if near else None,
+            )
+
     def score_names(self) -> tuple[str, ...]:
         """The scores that an evaluation of this pipeline's kind of labels has, ``loss`` first."""
         size, multi_label = len(self.labels), self.labels.multi_label
@@ -329,9 +374,12 @@ class ClassifyPipeline(StepwisePipeline):
 
     def score(self, rows: LabelledRows, encoded: Encoded) -> Metrics:
         """Metrics of labelled rows that are tokenised already."""
+        return self._metrics(rows, self._probabilities(encoded))
+
+    def _metrics(self, rows: LabelledRows, probabilities_NC: npt.NDArray[np.float64]) -> Metrics:
         return evaluate_predictions(
             rows.targets,
-            self._probabilities(encoded),
+            probabilities_NC,
             self.labels.names,
             multi_label=self.labels.multi_label,
             threshold=self.run.evaluation.threshold,

@@ -20,6 +20,7 @@ from qlassify.config.method import (
     Ia3Config,
     LoraConfig,
     MethodConfig,
+    ProbeConfig,
 )
 from qlassify.config.quant import QuantConfig
 from qlassify.data.packing import PackedBatch, micro_batches
@@ -44,11 +45,13 @@ class Method:
         config: its configuration.
         low_bit: whether it goes with low-bit weights.
         mergeable: whether it can be merged.
+        attaches: whether it trains anything but the head.
     """
 
     config: MethodConfig
     low_bit: bool = True
     mergeable: bool = True
+    attaches: bool = True
 
 
 METHODS = {
@@ -59,6 +62,7 @@ METHODS = {
     "houlsby": Method(BottleneckConfig(size=5), mergeable=False),
     "pfeiffer": Method(BottleneckConfig(size=5, placement="pfeiffer", activation="relu"), mergeable=False),
     "bitfit": Method(BitfitConfig()),
+    "probe": Method(ProbeConfig(), attaches=False),
     "full": Method(FullConfig(), low_bit=False),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 from qlassify.data import tokenise
@@ -55,6 +56,17 @@ def word_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tokenizer(directory)
     (directory / "config.json").write_text(json.dumps({"model_type": "bert"}))
     return directory
+
+
+@pytest.mark.parametrize("model_type", ["bert", "qwen2", "llama", "gpt2", "modernbert"])
+def test_tokenizer_json_is_taken_as_it_is(model_type: str, word_directory: Path, tmp_path: Path) -> None:
+    """transformers builds Qwen2's own tokeniser whatever the file holds, and every text came to nothing."""
+    shutil.copytree(word_directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    wanted = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "the very dog under an apple"
+    assert TextEncoder.load(tmp_path, 64).encode([text]).row(0).tolist() == wanted.encode(text).ids
+    assert len(wanted.encode(text).ids) == 8
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import torch
 
 from qlassify import ClassifyConfig, ClassifyPipeline, RunConfig, job
 from qlassify.config.files import read_settings
-from qlassify.errors import ConfigError, ModelError
 from qlassify.config.method import LoraConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.data.packing import micro_batches
+from qlassify.errors import ConfigError, ModelError
 from qlassify.evaluation.predict import predict_logits
 from qlassify.job import FinishedEvent, PlanEvent
 from qlassify.methods.inject import attach
@@ -266,8 +266,8 @@ def test_a_decoder_on_low_bit_weights_learns(kind: str, tmp_path: Path) -> None:
     for _ in range(30):
         stepper.accumulate(micro_batches(encoded, range(24), 4096), targets)
         losses.append(stepper.apply().avg_loss)
-    # Random features separate the classes from the first step on or not at all; a frozen path learns the head alone.
-    assert max(losses[-5:]) < 0.2 * losses[0], losses
+    # A head alone on the random features comes to a sixth of the first loss in as many steps.
+    assert max(losses[-5:]) < 0.02 * losses[0], losses
 
 
 # What a job leaves as it was, and what it says

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from qlassify.config.method import ProbeConfig
 from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, ModelEvent, PlanEvent, ResumeEvent, SavedEvent
 from qlassify.planning.plan import human_bytes, human_count
 from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
@@ -42,6 +43,7 @@ class TrainView:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._loss = 0.0
+        self._unit = "epoch"
         self._rate = _Rate()
 
     def __enter__(self) -> Self:
@@ -86,8 +88,12 @@ class TrainView:
         self._line("labels", f"{len(names)}: {listed}")
 
     def _model(self, event: ModelEvent) -> None:
-        training = event.run.training
+        training, method = event.run.training, event.run.method
         self._line("model", f"{event.summary} ({event.reason})")
+        if isinstance(method, ProbeConfig):
+            self._unit = "fit"
+            self._line("training", f"logistic regression on frozen vectors, up to {len(method.penalties)} penalties")
+            return
         self._line(
             "training",
             f"{training.epochs} epochs of batches of {training.batch_size * training.accumulation_steps}, "
@@ -112,7 +118,8 @@ class TrainView:
         self._line("resume", f"after step {event.step}" if event.step else "no checkpoint yet: from the beginning")
 
     def _step(self, event: StepEvent) -> None:
-        self._loss = event.loss if event.step == 1 else 0.9 * self._loss + 0.1 * event.loss
+        alone = event.step == 1 or self._unit == "fit"
+        self._loss = event.loss if alone else 0.9 * self._loss + 0.1 * event.loss
         self._rate.add(event)
         if not self.console.is_terminal:
             return
@@ -141,10 +148,10 @@ class TrainView:
         score = event.scores.get(event.metric)
         shown = "undefined" if score is None else f"{score:.4f}"
         mark = "  best so far" if event.improved else ""
+        speed = "" if self._unit == "fit" else f" ({self._rate.rows_per_second:.0f} rows/s)"
         self._line(
-            "epoch",
-            f"{event.epoch:.4g}: train loss {self._loss:.3f}, validation {event.metric} {shown}{mark} "
-            f"({self._rate.rows_per_second:.0f} rows/s)",
+            self._unit,
+            f"{event.epoch:.4g}: train loss {self._loss:.3f}, validation {event.metric} {shown}{mark}{speed}",
         )
 
     def _trained(self, event: TrainingEndEvent) -> None:

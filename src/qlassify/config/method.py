@@ -139,6 +139,32 @@ class BitfitConfig(Section):
         return "BitFit"
 
 
+class ProbeConfig(Section):
+    """Only the head, on vectors that are computed once; a convex problem, solved to its end (``training.probe``)."""
+
+    kind: Literal["probe"] = "probe"
+    """The method's name."""
+    penalties: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = (
+        1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5,
+    )  # fmt: skip
+    """L2 penalties on the weights for standardised vectors, tried in this order; the best one on the held-out rows is
+    kept."""
+
+    @pydantic.field_validator("penalties")
+    @classmethod
+    def _some_penalty(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("holds no penalty")
+        return value
+
+    def parameter_count(self) -> int:
+        """Trainable parameters beside the head's: none."""
+        return 0
+
+    def __str__(self) -> str:
+        return "linear probe"
+
+
 class FullConfig(Section):
     """Every weight of the backbone."""
 
@@ -154,7 +180,8 @@ class FullConfig(Section):
 
 
 MethodConfig = Annotated[
-    LoraConfig | Ia3Config | BottleneckConfig | BitfitConfig | FullConfig, pydantic.Field(discriminator="kind")
+    LoraConfig | Ia3Config | BottleneckConfig | BitfitConfig | ProbeConfig | FullConfig,
+    pydantic.Field(discriminator="kind"),
 ]
 
 

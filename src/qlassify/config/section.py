@@ -77,11 +77,22 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
         known = _known_keys(cls)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         return f"unknown option {name}", f"Did you mean {close[0]}?" if close else None
+    if item["type"] == "union_tag_invalid":
+        return _wrong_kind(name, item)
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):
         return message, None  # about several options of a section, which it names itself
     return f"{name} is {item['input']!r}: {message}", None
+
+
+def _wrong_kind(name: str, item: Any) -> tuple[str, str | None]:
+    """A section whose kind is none that there is."""
+    option = str(item["ctx"]["discriminator"]).strip("'")
+    given, known = item["input"].get(option), str(item["ctx"]["expected_tags"])
+    close = difflib.get_close_matches(str(given), known.replace("'", "").split(", "), n=1)
+    finding = f"{name}.{option} is {given!r}: it should be one of {known}"
+    return finding, f"Did you mean {close[0]}?" if close else None
 
 
 def _option_name(cls: type, where: tuple[int | str, ...]) -> str:

@@ -11,6 +11,7 @@ empty sequence has no hidden state to pool.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,12 @@ class TextEncoder:
         Raises:
             ModelError: there is no tokeniser, or it has no fast version.
         """
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            if _replaced(tokenizer, Path(directory)):
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ModelError(
                 "no usable tokeniser",
@@ -198,6 +201,21 @@ class TextEncoder:
             return 0
         first, second = source if isinstance(source, tuple) else (source, None)
         return len(self._whole.encode(first, second, add_special_tokens=True).ids) - len(encoding.ids)
+
+
+def _replaced(tokenizer: Any, directory: Path) -> bool:
+    """Whether transformers built the tokeniser of the model's kind in place of the one that the files describe.
+
+    For some kinds of model (Qwen2 among them) it does so whatever ``tokenizer.json`` holds, and a text may then come to
+    no token at all. Files that name the class that takes ``tokenizer.json`` as it is mean it.
+    """
+    try:
+        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    named = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    as_it_is = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return named in as_it_is and type(tokenizer).__name__ not in as_it_is and (directory / "tokenizer.json").is_file()
 
 
 def _fallback_token_id(tokenizer: Any) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qlassify.data.packing import micro_batches
+from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.models.classifier import Classifier
 
@@ -35,21 +35,40 @@ def predict_logits(
         token_budget: most tokens computed at once.
         progress: called with the number of rows done after each micro-batch.
     """
-    num_classes = classifier.head.weight.shape[0]
-    logits = np.empty((len(encoded), num_classes), dtype=np.float32)
+    width = classifier.head.weight.shape[0]
+    return _compute(classifier, classifier, encoded, width, token_budget, progress)
+
+
+def predict_vectors(
+    classifier: Classifier, encoded: Encoded, *, token_budget: int = TOKEN_BUDGET
+) -> npt.NDArray[np.float32]:
+    """(N, H) pooled vectors of all rows, which the head has not seen yet; arguments as ``predict_logits``."""
+    return _compute(classifier, classifier.vectors, encoded, classifier.head.weight.shape[1], token_budget, None)
+
+
+def _compute(
+    classifier: Classifier,
+    function: Callable[[PackedBatch], torch.Tensor],
+    encoded: Encoded,
+    width: int,
+    token_budget: int,
+    progress: Callable[[int], None] | None,
+) -> npt.NDArray[np.float32]:
+    """(N, width) values that a function of a micro-batch gives for all rows, without gradients."""
+    values = np.empty((len(encoded), width), dtype=np.float32)
     was_training = classifier.training
     classifier.eval()
     done = 0
     try:
         with torch.inference_mode():
             for batch in micro_batches(encoded, range(len(encoded)), token_budget):
-                logits[batch.rows] = classifier(batch).float().cpu().numpy()
+                values[batch.rows] = function(batch).float().cpu().numpy()
                 done += batch.num_rows
                 if progress is not None:
                     progress(done)
     finally:
         classifier.train(was_training)
-    return logits
+    return values
 
 
 def probabilities(logits: npt.NDArray[np.float32], *, multi_label: bool) -> npt.NDArray[np.float64]:

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qlassify.config.method import BitfitConfig, BottleneckConfig, FullConfig, Ia3Config, LoraConfig, MethodConfig
+from qlassify.config.method import (
+    BitfitConfig,
+    BottleneckConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    MethodConfig,
+    ProbeConfig,
+)
 from qlassify.errors import ConfigError
 from qlassify.methods import bitfit, bottleneck, full, ia3
 from qlassify.methods.adapter_module import AdapterModule
@@ -93,6 +101,8 @@ def _wrappers(
         return bitfit.wrap(model)
     if isinstance(config, FullConfig):
         return full.wrap(model)
+    if isinstance(config, ProbeConfig):
+        return {}
     layers: dict[str, AdapterModule] = {}
     for path in match_targets(model, config.target_modules):
         base = model.get_submodule(path)

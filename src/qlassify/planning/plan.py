@@ -11,6 +11,8 @@ What one token keeps is counted for a transformer layer of width H and feed-forw
 attention and feed-forward products, queries, keys, values and their product, and what norms and the activation
 function keep, about 10 H + 3 I values a layer. It is the one figure here that is an estimate; the others are exact
 and the built model is held to them.
+
+A linear probe passes over the rows once and keeps one vector of each; its plan counts that.
 """
 
 from __future__ import annotations
@@ -137,6 +139,39 @@ def make_plan(
         steps=steps_per_epoch * epochs,
         tokens=tokens,
         train_flop=4 * (shape.num_linear_parameters + trainable_parameters) * tokens,
+    )
+
+
+def make_probe_plan(
+    shape: ModelShape, *, head_parameters: int, lengths: npt.NDArray[np.int64], penalties: int, token_budget: int
+) -> Plan:
+    """Plan a linear probe: one pass without gradients, then a convex problem on one vector per row.
+
+    Args:
+        shape: the backbone.
+        head_parameters: of the head, which is all that is trained.
+        lengths: (N,) tokens of each training row.
+        penalties: how often the problem is solved at most.
+        token_budget: most tokens computed at once.
+    """
+    frozen_bytes = shape.frozen_bytes + shape.buffer_bytes
+    # Float64: vectors, standardised vectors; and of the head what L-BFGS keeps of its last ten steps.
+    trainable_bytes = 8 * (2 * len(lengths) * shape.hidden_size + 24 * head_parameters)
+    largest = largest_micro_batch(lengths, rows_per_step=len(lengths), token_budget=token_budget)
+    per_token = 10 * shape.hidden_size + 3 * shape.feed_forward_size  # of one layer: nothing is kept for backward
+    activation_bytes = largest * per_token * shape.bytes_per_parameter
+    tokens = int(lengths.sum())
+    return Plan(
+        trainable_parameters=head_parameters,
+        frozen_parameters=shape.num_parameters,
+        frozen_bytes=frozen_bytes,
+        trainable_bytes=trainable_bytes,
+        activation_bytes=activation_bytes,
+        total_bytes=frozen_bytes + trainable_bytes + activation_bytes,
+        dense_copy_bytes=sum(shape.low_bit) * shape.bytes_per_parameter,
+        steps=penalties,
+        tokens=tokens,
+        train_flop=2 * shape.num_linear_parameters * tokens,
     )
 
 

@@ -234,7 +234,7 @@ class TrainingLoop:
                 wanted=", ".join(scores),
             )
         progress, score = self.progress, scores[metric]
-        improved = _better(score, progress.best_score, smaller_is_better=metric in SMALLER_IS_BETTER)
+        improved = is_better(score, progress.best_score, metric)
         if improved:
             self._best = snapshot(self.stepper.optimizer.parameters)
             self.progress = replace(progress, best_step=progress.step, best_score=score, since_best=0)
@@ -276,10 +276,10 @@ SMALLER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "ece", "hamming_loss
 """Scores that improve by falling."""
 
 
-def _better(score: float | None, best: float | None, *, smaller_is_better: bool) -> bool:
-    """Whether ``score`` beats ``best``; an undefined score never does."""
+def is_better(score: float | None, best: float | None, metric: str) -> bool:
+    """Whether a score beats the best one so far; an undefined score never does."""
     if score is None or not math.isfinite(score):
         return False
     if best is None:
         return True
-    return score < best if smaller_is_better else score > best
+    return score < best if metric in SMALLER_IS_BETTER else score > best

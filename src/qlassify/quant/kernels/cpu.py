@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,12 +60,15 @@ def _kernel(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def call(*arguments: Any) -> None:
         nonlocal compiled
-        if compiled is None:
-            compiled = _compile(function)
+        if compiled is not None:
+            compiled(*arguments)
+            return
+        compiled = _compile(function)
         try:
             compiled(*arguments)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            # The cache cannot be read or written (a full disk, a damaged file); the code does not depend on it.
+        except Exception:
+            # The cache cannot be read or written: a full disk, or a damaged file, which unpickling may answer with
+            # anything. The code does not depend on it; whatever else is wrong is raised again here.
             compiled = numba.njit(**_OPTIONS)(function)
             compiled(*arguments)
 
