@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from qlassify.config.method import LoraConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.config.run import RunConfig
 from qlassify.data.labels import LabelMap, class_weights
@@ -33,7 +34,7 @@ from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.methods.base_layer import linear_shape
-from qlassify.methods.inject import Attachment, attach, linear_layers
+from qlassify.methods.inject import Attachment, attach, linear_layers, rate_factors
 from qlassify.methods.state import merge
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
@@ -107,7 +108,13 @@ class StepwisePipeline:
         source = resolve(base)
         placement = choose_placement(run.model.device, run.model.precision)
         quant = _format(source, run)
-        backbone = load_backbone(source.directory, placement.dtype, placement.device, quant=quant)
+        backbone = load_backbone(
+            source.directory,
+            placement.dtype,
+            placement.device,
+            quant=quant,
+            residual_rank=_residual_rank(run),
+        )
         limit = backbone.max_positions
         max_length = run.model.max_length if limit is None else min(run.model.max_length, limit)
         encoder = TextEncoder.load(source.directory, max_length)
@@ -149,6 +156,7 @@ class StepwisePipeline:
             learning_rate=training.learning_rate,
             head_learning_rate=training.head_learning_rate,
             weight_decay=training.weight_decay,
+            rate_factors=rate_factors(attachment),
         )
         weights = _weights(training.class_weights, labels, counts)
         objective = Objective(labels.multi_label, weights, training.label_smoothing)
@@ -422,6 +430,12 @@ def _format(source: ModelSource, run: RunConfig) -> QuantConfig | None:
             do="Leave quant out, or give the model that it was made from.",
         )
     return record.config
+
+
+def _residual_rank(run: RunConfig) -> int | None:
+    """The rank of what LoftQ begins with, which only loading can find: the original weights are gone afterwards."""
+    method = run.method
+    return method.rank if isinstance(method, LoraConfig) and method.start == "loftq" else None
 
 
 def _classes(samples: Sequence[Sample] | Sequence[TokenizedSample]) -> npt.NDArray[np.int64]:

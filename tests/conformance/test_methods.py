@@ -64,7 +64,16 @@ def bare(tiny_directories: dict[str, Path], family: str, pair: tuple[str, str]) 
 
 
 def test_01_the_attached_model_starts_as_the_bare_one(world: World, bare: World) -> None:
-    assert torch.equal(world.logits(), bare.logits())
+    assert world.method is not None
+    start, wanted = world.logits(), bare.logits()
+    if world.method.starts == "exactly":
+        assert torch.equal(start, wanted)
+    elif world.method.starts == "nearly":
+        # What cancels is a few terms of order one: bf16 keeps 8 bits of each, over the layers of a small model.
+        bound = 0.1 if world.backbone.dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(start, wanted, atol=bound, rtol=0)
+    else:
+        assert not torch.allclose(start, wanted, rtol=1e-3)
 
 
 def test_02_what_is_trained_is_what_the_attachment_says(world: World) -> None:

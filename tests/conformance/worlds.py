@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,18 +46,21 @@ class Method:
         config: its configuration.
         low_bit: whether it goes with low-bit weights.
         mergeable: whether it can be merged.
+        starts: where, beside the bare model, it begins: bitwise there, up to rounding, or somewhere else.
         attaches: whether it trains anything but the head.
     """
 
     config: MethodConfig
     low_bit: bool = True
     mergeable: bool = True
+    starts: Literal["exactly", "nearly", "elsewhere"] = "exactly"
     attaches: bool = True
 
 
 METHODS = {
     "lora": Method(LoraConfig(rank=4, alpha=8.0)),
     "rslora": Method(LoraConfig(rank=4, alpha=8.0, rslora=True)),
+    "pissa": Method(LoraConfig(rank=4, alpha=8.0, start="pissa"), starts="nearly"),
     "dora": Method(LoraConfig(kind="dora", rank=4, alpha=8.0)),
     "ia3": Method(Ia3Config()),
     "houlsby": Method(BottleneckConfig(size=5), mergeable=False),

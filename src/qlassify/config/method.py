@@ -34,6 +34,7 @@ def require_target(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 LoraKind = Literal["lora", "qlora", "dora", "qdora"]
+LoraStart = Literal["zero", "pissa", "loftq"]
 
 
 class LoraConfig(Section):
@@ -55,6 +56,11 @@ class LoraConfig(Section):
     """``all-linear``, or module names or name endings such as ``query`` or ``layer.0.attention.self.query``."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023, arXiv:2312.03732)."""
+    start: LoraStart = "zero"
+    """zero: A random and B zero; pissa: the weight's principal components, which are trained in its place (Meng et al.
+    2024, arXiv:2404.02948); loftq: what quantising took from the weight (Li et al. 2023, arXiv:2310.08659)."""
+    lora_plus_ratio: float = pydantic.Field(default=1.0, gt=0)
+    """Learning rate of B over that of A; LoRA+ proposes 16 (Hayou et al. 2024, arXiv:2402.12354)."""
 
     @pydantic.field_validator("target_modules")
     @classmethod

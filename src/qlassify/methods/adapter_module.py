@@ -32,6 +32,10 @@ class AdapterModule(nn.Module):
         """Name in a saved file, below the module's path -> trainable parameter."""
         raise NotImplementedError
 
+    def stored(self) -> dict[str, torch.Tensor]:
+        """Name in a saved file, below the module's path -> tensor: what is trained, unless another form is simpler."""
+        return {name: parameter.detach() for name, parameter in self.trainable().items()}
+
     def merged(self, dtype: torch.dtype) -> nn.Module:
         """A plain module that computes the same, by changing ``base`` or replacing it.
 

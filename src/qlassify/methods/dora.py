@@ -64,7 +64,7 @@ class DoraLinear(LoraLinear):
     @torch.no_grad()
     def lengths(self) -> Tensor:
         """(out,) lengths of the rows of W + scaling * B A, without a graph."""
-        a, b = self.lora_A, self.lora_B
+        a, b = self.factors()
         weight = dense_weight(self.base, a.dtype)
         mixed = (weight @ a.to(weight.dtype).T).to(a.dtype)  # (out, rank)
         cross = (mixed * b).sum(dim=1)

@@ -33,7 +33,7 @@ from qlassify.methods.targets import linear_layers, match_targets
 from qlassify.quant.linear import LowBitLinear
 from qlassify.seeding import torch_generator
 
-__all__ = ["Attachment", "attach", "linear_layers", "match_targets"]
+__all__ = ["Attachment", "attach", "linear_layers", "match_targets", "rate_factors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,14 @@ def attach(model: nn.Module, config: MethodConfig, *, seed: int) -> Attachment:
         layer.train(model.training)
         _replace(model, path, layer)
     return Attachment(model, config, layers, dropout)
+
+
+def rate_factors(attachment: Attachment) -> dict[str, float]:
+    """Name -> factor on the learning rate, for the parameters whose rate differs: B with LoRA+."""
+    config = attachment.config
+    if not isinstance(config, LoraConfig) or config.lora_plus_ratio == 1:
+        return {}
+    return {name: config.lora_plus_ratio for name in attachment.parameters() if name.endswith(".lora_B.weight")}
 
 
 def _wrappers(

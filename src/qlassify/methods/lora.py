@@ -11,6 +11,14 @@ layer's input keeps alive anyway) and the (T, rank) product x A^T; backward is f
 into their result. The frozen weight gets no gradient, and what is kept of it is the layer that has it: a low-bit layer
 forms its numbers again for backward (QLoRA: Dettmers et al. 2023, arXiv:2305.14314, equations 5 and 6).
 
+Two other starts are known. PiSSA (Meng et al. 2024, arXiv:2404.02948) trains the principal components of W: A and B
+begin as these, and what is frozen is W without them. Here W stays whole, and what A and B began with is subtracted
+beside it, y = x W^T + scaling * (B A - B0 A0) x: a path of twice the rank. The base weights are untouched, the frozen
+rest is not rounded a second time, and what is saved is an ordinary LoRA of twice the rank on the ordinary base model,
+which is what a PiSSA adapter has to be converted to before others can use it. LoftQ (Li et al. 2023,
+arXiv:2310.08659, with one step of its alternation) begins with the best approximation of what quantising took from W;
+a second step would change the codes, which then no longer follow from the base model alone.
+
 A and B are fp32 whatever the backbone computes in, and B is kept unscaled: scaling it on the way would divide its
 effective learning rate. The products run in the type of x.
 
@@ -23,14 +31,18 @@ twenty times the bitwise and.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlassify.config.method import LoraConfig
+from qlassify.errors import ConfigError
 from qlassify.methods.adapter_module import AdapterModule
 from qlassify.methods.base_layer import bias_of, dense_layer, dense_weight, linear_shape, placement_of
+from qlassify.quant.linear import LowBitLinear
+from qlassify.quant.low_rank import leading_factors
 
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 """Integers as wide as each type that a backbone computes in."""
@@ -123,6 +135,11 @@ class LoraLinear(AdapterModule):
         a = torch.empty(config.rank, in_features, dtype=dtype).uniform_(-bound, bound, generator=init)
         self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=dtype, device=device))
+        self.register_buffer("start_A", None, persistent=False)
+        self.register_buffer("start_B", None, persistent=False)
+        self.start_A: Tensor | None
+        self.start_B: Tensor | None
+        self._begin(config)
 
     @property
     def weight(self) -> Tensor:
@@ -138,9 +155,45 @@ class LoraLinear(AdapterModule):
         """Name in a saved file, below the layer's path -> trainable parameter."""
         return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
 
+    def stored(self) -> dict[str, Tensor]:
+        """Name in a saved file, below the layer's path -> tensor: A and B of ``factors``."""
+        a, b = self.factors()
+        return {**super().stored(), "lora_A.weight": a.detach(), "lora_B.weight": b.detach()}
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the one low-rank path that this layer is: its own, and after PiSSA those it began with, negated.
+
+        Returns:
+            (rank, in) and (out, rank); twice the rank after PiSSA.
+        """
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], dim=1)
+
     def delta(self) -> Tensor:
         """scaling * B A, (out, in), in the type of A: what the low-rank path adds to the weight."""
-        return (self.lora_B @ self.lora_A).mul_(self.scaling)
+        a, b = self.factors()
+        return (b @ a).mul_(self.scaling)
+
+    @torch.no_grad()
+    def _begin(self, config: LoraConfig) -> None:
+        """Fill A and B with what ``config.start`` says, if that is not zero.
+
+        Raises:
+            ConfigError: LoftQ on a layer of which nothing is known but its quantised weight, or that has none.
+        """
+        if config.start == "pissa":
+            weight = dense_weight(self.base, self.lora_A.dtype).to(self.lora_A.dtype)
+            b, a = leading_factors(weight, config.rank)
+        elif config.start == "loftq":
+            b, a = _lost_to_quantising(self.base, config.rank)
+        else:
+            return
+        root = math.sqrt(self.scaling)
+        self.lora_A.copy_(a / root)
+        self.lora_B.copy_(b / root)
+        if config.start == "pissa":
+            self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -172,9 +225,25 @@ class LoraLinear(AdapterModule):
             kept = mask.to(device=x.device, dtype=_BITS[x.dtype])
             scaling /= 1 - threshold / 65536
         y: Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
-            x, self.base, bias, self.lora_A, self.lora_B, scaling, kept
+            x, self.base, bias, *self.factors(), scaling, kept
         )
         return y
+
+
+def _lost_to_quantising(base: nn.Module, rank: int) -> tuple[Tensor, Tensor]:
+    """B and A of the best approximation of original minus quantised weight, which loading has left on the layer."""
+    residual = base.residual if isinstance(base, LowBitLinear) else None
+    if residual is None:
+        raise ConfigError(
+            "LoftQ begins with what quantising took from the weights",
+            where="method.start",
+            got="weights that are not quantised" if not isinstance(base, LowBitLinear) else "quantised weights alone",
+            wanted="a base model with its original weights, and low-bit frozen weights (method qlora, or quant)",
+        )
+    b, a = residual
+    if len(a) != rank:
+        raise ConfigError("the rank has changed since the weights were loaded", got=rank, wanted=len(a))
+    return b, a
 
 
 def draw_kept(count: int, threshold: int, generator: torch.Generator) -> Tensor:

@@ -37,13 +37,16 @@ def to_settings(attachment: Attachment, base_model: str) -> dict[str, Any]:
 
 
 def _lora_settings(attachment: Attachment, config: LoraConfig) -> dict[str, Any]:
+    # After PiSSA what is written is a plain LoRA of twice the rank, with the same factor on it.
+    doubled = config.start == "pissa"
+    rank = 2 * config.rank if doubled else config.rank
     return {
         "peft_type": "LORA",
-        "r": config.rank,
-        "lora_alpha": config.alpha,
+        "r": rank,
+        "lora_alpha": config.scaling * rank if doubled else config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": _names(attachment, attachment.layers),
-        "use_rslora": config.rslora,
+        "use_rslora": config.rslora and not doubled,
         "use_dora": config.dora,
         "bias": "none",
         "fan_in_fan_out": any(stores_transposed(layer.base) for layer in attachment.layers.values()),
@@ -133,8 +136,8 @@ def to_tensors(attachment: Attachment) -> dict[str, Tensor]:
     """Name in the file -> tensor, in the shapes that PEFT has."""
     named: dict[str, Tensor] = {}
     for path, layer in attachment.layers.items():
-        for name, parameter in layer.trainable().items():
-            value = parameter.detach().cpu().contiguous()
+        for name, tensor in layer.stored().items():
+            value = tensor.cpu().contiguous()
             if isinstance(layer, Ia3Linear):
                 value = value.view(1, -1) if layer.feedforward else value.view(-1, 1)
             named[f"{PREFIX}{path}.{name}"] = value

@@ -187,6 +187,7 @@ def load_backbone(
     device: torch.device | str = "cpu",
     *,
     quant: QuantConfig | None = None,
+    residual_rank: int | None = None,
 ) -> Backbone:
     """Load the pretrained model of a directory, without its head.
 
@@ -195,11 +196,12 @@ def load_backbone(
         dtype: floating-point type of the weights in memory and of the computation.
         device: where to put them.
         quant: the format to keep the linear layers' weights in; a quantised directory has its own.
+        residual_rank: leave on each low-bit layer the approximation of this rank of what quantising took from it.
 
     Raises:
         ModelError: unknown architecture, code that would have to be run, or weights that do not fill the model.
     """
-    model, info, error = load_model(directory, dtype, quant)
+    model, info, error = load_model(directory, dtype, quant, residual_rank)
     missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
     if missing:
         raise ModelError(
@@ -212,7 +214,7 @@ def load_backbone(
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype | None, quant: QuantConfig | None
+    directory: Path, dtype: torch.dtype | None, quant: QuantConfig | None, residual_rank: int | None = None
 ) -> tuple[Any, Mapping[str, Any], QuantError | None]:
     """transformers' model, what it says of the loading, and what quantising lost.
 
@@ -220,6 +222,7 @@ def load_model(
         directory: the model.
         dtype: of the weights that are not low-bit; the files' own when None.
         quant: the format of the linear layers' weights; none when None, unless the files are quantised.
+        residual_rank: see ``load_backbone``.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -239,7 +242,9 @@ def load_model(
         with _quiet_transformers():
             if plan is not None:
                 files = tuple(open_safetensors(path) for path in weight_files(directory))
-                return load_low_bit(_model_class(config, AutoModel), config, files, plan, dtype, **arguments)
+                return load_low_bit(
+                    _model_class(config, AutoModel), config, files, plan, dtype, residual_rank, **arguments
+                )
             model, info = AutoModel.from_pretrained(
                 str(directory),
                 config=config,

@@ -31,6 +31,7 @@ from qlassify.errors import ModelError
 from qlassify.formats.safetensors import SafetensorsFile
 from qlassify.models.quantized import QuantizedBase
 from qlassify.quant.linear import LowBitLinear
+from qlassify.quant.low_rank import leading_factors
 from qlassify.quant.tensor import quantize, squared_error
 
 METHOD = "qlassify"
@@ -81,6 +82,7 @@ def load_low_bit(
     files: tuple[SafetensorsFile, ...],
     plan: QuantConfig | QuantizedBase,
     dtype: torch.dtype | None,
+    residual_rank: int | None = None,
     **extra: Any,
 ) -> tuple[Any, Mapping[str, Any], QuantError]:
     """Build a transformers model whose linear layers are low-bit.
@@ -91,6 +93,7 @@ def load_low_bit(
         files: the checkpoint.
         plan: the format to quantise into, or what the files say of weights that are in one already.
         dtype: the type of everything that is not low-bit; the checkpoint's own when None.
+        residual_rank: leave on each layer the approximation of this rank of what quantising took from its weight.
         extra: further arguments of the class's ``from_pretrained``.
 
     Returns:
@@ -108,7 +111,7 @@ def load_low_bit(
             config=config,
             state_dict=state,
             dtype=dtype or own,
-            quantization_config=_classes()[0](plan, own, error),
+            quantization_config=_classes()[0](plan, own, error, residual_rank),
             output_loading_info=True,
             **extra,
         )
@@ -156,7 +159,9 @@ def _is_linear_weight(model: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _quantize_into(model: nn.Module, name: str, weight: Tensor, config: QuantConfig, error: QuantError) -> None:
+def _quantize_into(
+    model: nn.Module, name: str, weight: Tensor, config: QuantConfig, error: QuantError, residual_rank: int | None
+) -> None:
     """Put a low-bit layer in the place of the linear layer whose weight this is."""
     path = name.rpartition(".")[0]
     layer = model.get_submodule(path)
@@ -173,6 +178,10 @@ def _quantize_into(model: nn.Module, name: str, weight: Tensor, config: QuantCon
     # Its own parameter, not a copy: the bias is still to come, or has come already.
     low_bit.bias = layer.bias  # type: ignore[assignment]
     low_bit._is_hf_initialized = True  # type: ignore[assignment]
+    if residual_rank is not None:
+        lost_weight = rows.float() - quantized.dequantize()
+        # No more than the smaller side: a rank that is too large is refused where the method is attached.
+        low_bit.residual = leading_factors(lost_weight, min(residual_rank, *shape))
     _replace(model, path, low_bit)
 
 
@@ -190,8 +199,11 @@ def _classes() -> tuple[Any, Any]:
 
     @register_quantization_config(METHOD)
     class LowBitConfig(config_base):  # type: ignore[misc]
-        def __init__(self, plan: QuantConfig | QuantizedBase, own: torch.dtype, error: QuantError) -> None:
+        def __init__(
+            self, plan: QuantConfig | QuantizedBase, own: torch.dtype, error: QuantError, residual_rank: int | None
+        ) -> None:
             self.quant_method = METHOD
+            self.residual_rank = residual_rank
             self.plan = plan
             self.own = own
             self.error = error
@@ -200,16 +212,17 @@ def _classes() -> tuple[Any, Any]:
             return {"quant_method": METHOD}
 
     class Quantize(operation_base):  # type: ignore[misc]
-        def __init__(self, config: QuantConfig, error: QuantError) -> None:
+        def __init__(self, config: QuantConfig, error: QuantError, residual_rank: int | None) -> None:
             self.config = config
             self.error = error
+            self.residual_rank = residual_rank
 
         def convert(self, input_dict: Any, *, model: Any = None, missing_keys: Any = None, **_: Any) -> dict[str, Any]:
             for name in list(input_dict):
                 value = input_dict.pop(name)
                 weight = value[0] if isinstance(value, list) else value
                 try:
-                    _quantize_into(model, name, weight, self.config, self.error)
+                    _quantize_into(model, name, weight, self.config, self.error, self.residual_rank)
                 except ModelError as error:
                     raise _Refused(error) from None
                 if missing_keys is not None:
@@ -223,7 +236,8 @@ def _classes() -> tuple[Any, Any]:
             return isinstance(plan, QuantConfig) and _is_linear_weight(model, param_name)
 
         def get_quantize_ops(self) -> Any:
-            return Quantize(self.quantization_config.plan, self.quantization_config.error)
+            config = self.quantization_config
+            return Quantize(config.plan, config.error, config.residual_rank)
 
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
             plan = self.quantization_config.plan

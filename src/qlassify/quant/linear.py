@@ -56,6 +56,8 @@ class LowBitLinear(nn.Module):
         out_features: width of the output.
         config: the format.
         transposed: whether the layer whose place this one took keeps its weight as (in, out).
+        residual: B (out, rank) and A (rank, in), fp32, whose product is nearest to what quantising took from the
+            weight; None unless loading was asked for it.
     """
 
     bias: nn.Parameter | None
@@ -69,6 +71,7 @@ class LowBitLinear(nn.Module):
             self.register_buffer(f"weight_{name}", tensor)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
         self._dense: Tensor | None = None
+        self.residual: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def from_weight(

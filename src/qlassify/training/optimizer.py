@@ -8,6 +8,7 @@ State is saved and restored by parameter name, so that a checkpoint does not dep
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Optimizer:
         learning_rate: peak rate of the method's parameters.
         head_learning_rate: peak rate of the head's.
         weight_decay: decoupled decay of matrices.
+        rate_factors: name -> factor on the peak rate, for parameters of the method where it is not one.
     """
 
     def __init__(
@@ -37,16 +39,17 @@ class Optimizer:
         learning_rate: float,
         head_learning_rate: float,
         weight_decay: float,
+        rate_factors: Mapping[str, float] | None = None,
     ) -> None:
         self.parameters: dict[str, nn.Parameter] = {**method, **head}
-        groups = []
-        for named, rate in ((method, learning_rate), (head, head_learning_rate)):
-            matrices = [parameter for parameter in named.values() if parameter.dim() >= 2]
-            vectors = [parameter for parameter in named.values() if parameter.dim() < 2]
-            for parameters, decay in ((matrices, weight_decay), (vectors, 0.0)):
-                if parameters:
-                    groups.append({"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay})
-        self._adamw = torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, fused=True)
+        factors = rate_factors or {}
+        groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+        for part, named, rate in (("method", method, learning_rate), ("head", head, head_learning_rate)):
+            for name, parameter in sorted(named.items(), key=lambda item: item[1].dim() < 2):
+                peak, decays = rate * factors.get(name, 1.0), parameter.dim() >= 2
+                group = {"params": [], "lr": peak, "peak": peak, "weight_decay": weight_decay if decays else 0.0}
+                groups.setdefault((part, peak, decays), group)["params"].append(parameter)
+        self._adamw = torch.optim.AdamW(list(groups.values()), betas=BETAS, eps=EPSILON, fused=True)
 
     @property
     def learning_rate(self) -> float:
