@@ -13,6 +13,7 @@ from qlassify.version import __version__
 
 if TYPE_CHECKING:
     from qlassify.config.classify import ClassifyConfig as ClassifyConfig
+    from qlassify.config.fine_tune_method import FineTuneMethod as FineTuneMethod
     from qlassify.config.method import LoraConfig as LoraConfig
     from qlassify.config.quant import QuantConfig as QuantConfig
     from qlassify.config.run import RunConfig as RunConfig
@@ -32,6 +33,7 @@ _HOMES = {
     "ClassifyPipeline": "qlassify.pipeline",
     "Corpus": "qlassify.data.corpus",
     "DataStats": "qlassify.data.stats",
+    "FineTuneMethod": "qlassify.config.fine_tune_method",
     "LoraConfig": "qlassify.config.method",
     "QLoraLayer": "qlassify.quant.sizes",
     "QLoraLinear": "qlassify.methods.qlora",
@@ -48,6 +50,7 @@ __all__ = [
     "ClassifyPipeline",
     "Corpus",
     "DataStats",
+    "FineTuneMethod",
     "LoraConfig",
     "QLoraLayer",
     "QLoraLinear",

@@ -14,6 +14,7 @@ PUBLIC = [
     "ClassifyPipeline",
     "Corpus",
     "DataStats",
+    "FineTuneMethod",
     "LoraConfig",
     "QLoraLayer",
     "QLoraLinear",
