@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qlassify.data.stats import DataStats as DataStats
     from qlassify.errors import QlassifyError as QlassifyError
     from qlassify.methods.qlora import QLoraLinear as QLoraLinear
+    from qlassify.multi_classifier import MultiClassifier as MultiClassifier
     from qlassify.pipeline import ClassifyPipeline as ClassifyPipeline
     from qlassify.quant.sizes import QLoraLayer as QLoraLayer
     from qlassify.training.step import BatchResult as BatchResult
@@ -35,6 +36,7 @@ _HOMES = {
     "DataStats": "qlassify.data.stats",
     "FineTuneMethod": "qlassify.config.fine_tune_method",
     "LoraConfig": "qlassify.config.method",
+    "MultiClassifier": "qlassify.multi_classifier",
     "QLoraLayer": "qlassify.quant.sizes",
     "QLoraLinear": "qlassify.methods.qlora",
     "QlassifyError": "qlassify.errors",
@@ -52,6 +54,7 @@ __all__ = [
     "DataStats",
     "FineTuneMethod",
     "LoraConfig",
+    "MultiClassifier",
     "QLoraLayer",
     "QLoraLinear",
     "QlassifyError",

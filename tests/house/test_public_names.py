@@ -16,6 +16,7 @@ PUBLIC = [
     "DataStats",
     "FineTuneMethod",
     "LoraConfig",
+    "MultiClassifier",
     "QLoraLayer",
     "QLoraLinear",
     "QlassifyError",

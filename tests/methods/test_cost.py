@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from conformance.worlds import METHODS
 from qlassify.config.fine_tune_method import FineTuneMethod
@@ -25,6 +23,7 @@ from qlassify.methods.state import WEIGHTS_FILE, save_adapter
 from qlassify.models.attention import PackedLayout
 from qlassify.models.backbone import Backbone, load_backbone, load_skeleton
 from qlassify.training.optimizer import Optimizer
+from reference.products import ProductCounter
 from tiny_models import FAMILIES
 
 FORMATS = {"nf4": QuantConfig(), "int8": QuantConfig(kind="int8")}
@@ -83,24 +82,6 @@ def test_training_state_is_what_the_optimiser_holds(tiny_directories: dict[str, 
     assert (cost.value_bytes, cost.gradient_bytes, cost.moment_bytes) == (values, values, moments)
     assert cost.trainable_bytes == 16 * cost.trainable_parameters
     assert cost.total_bytes == cost.frozen_bytes + cost.trainable_bytes
-
-
-class ProductCounter(TorchDispatchMode):
-    """Counts the operations of products of two matrices; products of batches of matrices are attention's.
-
-    torch's own counter does not see products that add into their result.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flop = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_"):
-            left, right = args[-2:]
-            self.flop += 2 * left.shape[0] * left.shape[1] * right.shape[1]
-        return func(*args, **(kwargs or {}))
 
 
 def count_flop(backbone: Backbone, tokens: int, *, train: bool) -> int:
