@@ -46,6 +46,17 @@ def test_counted_on_shapes_as_on_the_built_model(
     assert cost.file_bytes == (tmp_path / WEIGHTS_FILE).stat().st_size
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_skeleton_has_every_shape_and_no_memory(tiny_directories: dict[str, Path], name: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        bones = dict(load_skeleton(tiny_directories[name], dtype).named_parameters())
+        built = dict(load_backbone(tiny_directories[name], dtype).model.named_parameters())
+        assert {key: (p.shape, p.dtype) for key, p in bones.items()} == {
+            key: (p.shape, p.dtype) for key, p in built.items()
+        }
+        assert all(p.is_meta and not p.requires_grad for p in bones.values())
+
+
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of every storage that parameters and low-bit codes lie in; other buffers are no weights."""
     named = [*model.named_parameters(), *(item for item in model.named_buffers() if ".weight_" in item[0])]
