@@ -57,6 +57,23 @@ def test_a_skeleton_has_every_shape_and_no_memory(tiny_directories: dict[str, Pa
         assert all(p.is_meta and not p.requires_grad for p in bones.values())
 
 
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.packed])
+def test_prefix_tuning_where_there_is_such_a_method(
+    tiny_directories: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    try:
+        config = FineTuneMethod.prefix(3).to_config()
+    except ConfigError:
+        pytest.skip("there is no prefix tuning")
+    backbone = load_backbone(tiny_directories[name])
+    cost = method_cost(load_skeleton(tiny_directories[name]), config)
+    assert cost == method_cost(backbone.model, config)
+    attachment = attach(backbone.model, config, seed=0)
+    assert cost.trainable_parameters == attachment.num_parameters()
+    save_adapter(attachment, tmp_path, base_model="tiny")
+    assert cost.file_bytes == (tmp_path / WEIGHTS_FILE).stat().st_size
+
+
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of every storage that parameters and low-bit codes lie in; other buffers are no weights."""
     named = [*model.named_parameters(), *(item for item in model.named_buffers() if ".weight_" in item[0])]

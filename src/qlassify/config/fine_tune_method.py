@@ -108,7 +108,7 @@ class FineTuneMethod:
         return cls("adapter", size=size)
 
     @classmethod
-    def prefix(cls, num_virtual_tokens: int = 20) -> Self:
+    def prefix(cls, num_virtual_tokens: int = 16) -> Self:
         """A trained prefix of this many positions in front of every attention layer."""
         return cls("prefix", num_virtual_tokens=num_virtual_tokens)
 

@@ -8,8 +8,8 @@
 
 N are the trained parameters, P the weights of the model's linear layers, N_p those of N that are matrices and are
 multiplied with. Backward costs two products where a matrix is trained (its own gradient and its input's) and one where
-it is frozen. Left out, of the model and of the method alike: attention scores, which grow with the length of a text,
-and everything that is done number by number (norms, activations, IA3's factors, BitFit's shifts).
+it is frozen. Left out, of the model and of the method alike: attention, also over a prefix, whose work grows with the
+length of a text, and everything that is done number by number (norms, activations, IA3's factors, BitFit's shifts).
 
 Nothing is built and no value is drawn: the model may be on the meta device, where a shape takes no memory. The
 alternative, attaching the method and counting, needs the memory that one wants to know of beforehand; the tests do it
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -97,14 +97,16 @@ class _Trained:
     """A tensor that a method trains.
 
     Attributes:
-        name: in the file, without the prefix that all have.
+        name: in the file, below the prefix that nearly all have.
         shape: in the file.
         multiplied: whether every token is multiplied with it as a matrix.
+        prefixed: whether the name has the prefix.
     """
 
     name: str
     shape: tuple[int, ...]
     multiplied: bool = False
+    prefixed: bool = True
 
     @property
     def numel(self) -> int:
@@ -176,7 +178,21 @@ def _trained(model: nn.Module, config: MethodConfig) -> Iterator[_Trained]:
             for name, weight in module.named_parameters(recurse=False):
                 yield _Trained(f"{path}.{name}", tuple(weight.shape), is_linear(module) and name == "weight")
     else:
-        raise ConfigError("the cost of this method is not counted yet", got=str(config))
+        yield from _prefix(model, config.model_dump())
+
+
+def _prefix(model: nn.Module, settings: Mapping[str, Any]) -> Iterator[_Trained]:
+    """The keys and values of prefix tuning, for all layers in one tensor; its name in the file is bare."""
+    if settings.get("kind") != "prefix" or settings.get("reparametrize"):
+        raise ConfigError("the cost of this method is not counted", got=dict(settings))
+    architecture: Any = getattr(model, "config", None)
+    if architecture is None:
+        raise ConfigError("prefix tuning is counted from an architecture's configuration", got=type(model).__name__)
+    heads = int(architecture.num_attention_heads)
+    head_size = getattr(architecture, "head_dim", None) or architecture.hidden_size // heads
+    width = (getattr(architecture, "num_key_value_heads", None) or heads) * head_size
+    shape = (settings["num_virtual_tokens"], 2 * architecture.num_hidden_layers * width)
+    yield _Trained("prompt_embeddings", shape, prefixed=False)
 
 
 def _shape(model: nn.Module, path: str) -> tuple[int, int]:
@@ -219,7 +235,7 @@ def _file_bytes(tensors: Iterable[_Trained]) -> int:
     position = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
         end = position + BYTES_PER_VALUE * tensor.numel
-        header[PREFIX + tensor.name] = {
+        header[(PREFIX if tensor.prefixed else "") + tensor.name] = {
             "dtype": "F32", "shape": list(tensor.shape), "data_offsets": [position, end],
         }  # fmt: skip
         position = end
