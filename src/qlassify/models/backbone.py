@@ -223,7 +223,7 @@ def load_model(
     """
     from transformers import AutoModel
 
-    config = _read_config(directory)
+    config = load_config(directory)
     attention.register()
     arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
     plan = quantized_base(directory) or quant
@@ -247,30 +247,11 @@ def load_model(
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
 
 
-def load_skeleton(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The architecture of a model directory on the meta device: every shape, no memory, no weights needed.
-
-    Args:
-        directory: holds a ``config.json``.
-        dtype: the type that the parameters would have.
-
-    Raises:
-        ModelError: a configuration that transformers does not know.
-    """
-    from transformers import AutoModel
-
-    config = _read_config(directory)
-    extra = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
-    with torch.device("meta"), _quiet_transformers():
-        model: nn.Module = _model_class(config, AutoModel)(config, **extra).to(dtype)
-    return model.eval().requires_grad_(False)
-
-
-def _read_config(directory: Path) -> Any:
+def load_config(directory: Path) -> Any:
     """transformers' configuration of a model directory.
 
     Raises:
-        ModelError: one that transformers does not know.
+        ModelError: it is not one that transformers knows.
     """
     from transformers import AutoConfig
 
@@ -283,6 +264,25 @@ def _read_config(directory: Path) -> Any:
             got=_first_line(error),
             do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
         ) from None
+
+
+def load_skeleton(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The architecture of a model directory on the meta device: every shape, no memory, no weights needed.
+
+    Args:
+        directory: holds a ``config.json``.
+        dtype: the type that the parameters would have.
+
+    Raises:
+        ModelError: a configuration that transformers does not know.
+    """
+    from transformers import AutoModel
+
+    config = load_config(directory)
+    extra = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
+    with torch.device("meta"), _quiet_transformers():
+        model: nn.Module = _model_class(config, AutoModel)(config, **extra).to(dtype)
+    return model.eval().requires_grad_(False)
 
 
 def _model_class(config: Any, auto_model: Any) -> Any:
