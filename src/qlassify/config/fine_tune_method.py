@@ -210,12 +210,13 @@ class FineTuneMethod:
             quant: the format of the frozen weights; with one, LoRA is QLoRA.
 
         Raises:
-            ConfigError: a method that the six kinds do not have: DoRA, BitFit, the rank-stabilised scaling.
+            ConfigError: a method that the six kinds do not have: DoRA, BitFit, another scaling or start of LoRA.
         """
         settings: dict[str, Any] = config.model_dump()
         kind = settings["kind"]
-        known = kind in _FIELDS and not settings.get("rslora") and not settings.get("reparametrize")
-        if not known:
+        # Options that make another method of it; a configuration without one of them is as good as with its default.
+        plain = {"rslora": False, "start": "zero", "reparametrize": False}
+        if kind not in _FIELDS or any(settings.get(name, usual) != usual for name, usual in plain.items()):
             raise ConfigError("FineTuneMethod has no name for this method", got=str(config), wanted=", ".join(_FIELDS))
         if kind == "qlora" or (kind == "lora" and quant is not None):
             bits = 4 if quant is None else quant.bits
