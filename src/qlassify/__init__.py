@@ -13,6 +13,7 @@ from qlassify.version import __version__
 
 if TYPE_CHECKING:
     from qlassify.config.classify import ClassifyConfig as ClassifyConfig
+    from qlassify.config.fine_tune_method import FineTuneMethod as FineTuneMethod
     from qlassify.config.method import LoraConfig as LoraConfig
     from qlassify.config.quant import QuantConfig as QuantConfig
     from qlassify.config.run import RunConfig as RunConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qlassify.data.stats import DataStats as DataStats
     from qlassify.errors import QlassifyError as QlassifyError
     from qlassify.methods.qlora import QLoraLinear as QLoraLinear
+    from qlassify.multi_classifier import MultiClassifier as MultiClassifier
     from qlassify.pipeline import ClassifyPipeline as ClassifyPipeline
     from qlassify.quant.sizes import QLoraLayer as QLoraLayer
     from qlassify.training.step import BatchResult as BatchResult
@@ -32,7 +34,9 @@ _HOMES = {
     "ClassifyPipeline": "qlassify.pipeline",
     "Corpus": "qlassify.data.corpus",
     "DataStats": "qlassify.data.stats",
+    "FineTuneMethod": "qlassify.config.fine_tune_method",
     "LoraConfig": "qlassify.config.method",
+    "MultiClassifier": "qlassify.multi_classifier",
     "QLoraLayer": "qlassify.quant.sizes",
     "QLoraLinear": "qlassify.methods.qlora",
     "QlassifyError": "qlassify.errors",
@@ -48,7 +52,9 @@ __all__ = [
     "ClassifyPipeline",
     "Corpus",
     "DataStats",
+    "FineTuneMethod",
     "LoraConfig",
+    "MultiClassifier",
     "QLoraLayer",
     "QLoraLinear",
     "QlassifyError",

@@ -30,7 +30,7 @@ from qlassify.methods.state import (
     save_adapter,
     write_tensors,
 )
-from qlassify.models.backbone import load_backbone
+from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import PoolingMode
@@ -93,6 +93,27 @@ class LoadedClassifier:
     placement: Placement
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """The base model of a saved classifier, bare.
+
+    Attributes:
+        source: where it was found.
+        placement: where and in which type it computes.
+        backbone: the model.
+    """
+
+    source: ModelSource
+    placement: Placement
+    backbone: Backbone
+
+
+def model_folder(path: Path) -> Path:
+    """The folder that a classifier lies in: the path itself, or ``model`` in it if the path is a run folder."""
+    inner = path / "model"
+    return inner if not (path / RECORD).is_file() and (inner / RECORD).is_file() else path
+
+
 def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     """Write a classifier into ``directory``, which is made if need be."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -145,6 +166,28 @@ def load_classifier(
         ModelError: something is missing, damaged, or belongs to another base model.
     """
     record = read_record(directory)
+    base = load_base(record, where=directory, device=device, precision=precision, base_model=base_model)
+    backbone = base.backbone
+    attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
+    load_adapter(attachment, directory)
+    classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
+    encoder = TextEncoder.load(directory, record.max_length)
+    return LoadedClassifier(record, classifier, attachment, encoder, base.source, base.placement)
+
+
+def load_base(
+    record: ClassifierRecord,
+    *,
+    where: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    base_model: str | None = None,
+) -> LoadedBase:
+    """Find and load the base model that a saved classifier names; arguments as in ``load_classifier``.
+
+    Raises:
+        ModelError: it is missing, or is another one than the classifier was trained on.
+    """
     source = resolve(base_model or record.base_model)
     found = source.sha256()
     if found != record.base_sha256:
@@ -155,17 +198,22 @@ def load_classifier(
             wanted=f"{record.base_model} with SHA-256 {record.base_sha256[:16]}...",
             do="Give the right one with --base.",
         )
-    placement = _placement(record, device, precision)
-    quant = None if record.quantization is None else QuantConfig.parse(record.quantization, where=str(directory))
+    placement = placement_for(record, device, precision)
+    quant = None if record.quantization is None else QuantConfig.parse(record.quantization, where=str(where))
     _require_format(source, quant)
     backbone = load_backbone(source.directory, placement.dtype, placement.device, quant=quant)
-    attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
-    load_adapter(attachment, directory)
-    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0).to(placement.device)
+    return LoadedBase(source, placement, backbone)
+
+
+def load_head(record: ClassifierRecord, directory: Path, backbone: Backbone) -> ClassificationHead:
+    """The head of a saved classifier, on the backbone's device.
+
+    Raises:
+        ModelError: it is missing, damaged, or of another shape.
+    """
+    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0).to(backbone.device)
     copy_tensors(dict(head.named_parameters()), read_tensors(directory / HEAD), directory / HEAD)
-    classifier = Classifier(backbone, head, record.pooling).eval()
-    encoder = TextEncoder.load(directory, record.max_length)
-    return LoadedClassifier(record, classifier, attachment, encoder, source, placement)
+    return head
 
 
 def _require_format(source: ModelSource, quant: QuantConfig | None) -> None:
@@ -181,7 +229,8 @@ def _require_format(source: ModelSource, quant: QuantConfig | None) -> None:
         )
 
 
-def _placement(record: ClassifierRecord, device: str, precision: str) -> Placement:
+def placement_for(record: ClassifierRecord, device: str, precision: str) -> Placement:
+    """Where a saved classifier computes, and in which type: that of its training if the hardware multiplies it."""
     if precision != "auto":
         return choose_placement(device, precision)
     natural = choose_placement(device, "auto")

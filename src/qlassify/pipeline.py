@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_classifier, save_classifier
+from qlassify.artifact import ClassifierRecord, LoadedClassifier, load_classifier, model_folder, save_classifier
 from qlassify.config import recommend
 from qlassify.config.classify import ClassifyConfig
 from qlassify.config.files import layer
@@ -131,9 +131,7 @@ class ClassifyPipeline(StepwisePipeline):
         Raises:
             ModelError: something is missing, damaged, or belongs to another base model.
         """
-        path = Path(directory)
-        if not (path / RECORD).is_file() and (path / "model" / RECORD).is_file():
-            path = path / "model"
+        path = model_folder(Path(directory))
         loaded = load_classifier(path, device=device, precision=precision, base_model=base)
         record = loaded.record
         quant, method = loaded.classifier.backbone.quant, loaded.attachment.config

@@ -61,8 +61,13 @@ def pack(encoded: Encoded, rows: Sequence[int] | IntArray) -> PackedBatch:
     """Pack the given rows of ``encoded``, longest first; rows of equal length keep their order."""
     chosen = np.asarray(rows, dtype=np.int64)
     lengths = encoded.lengths[chosen]
-    order = np.argsort(-lengths, kind="stable")
-    chosen, lengths = chosen[order], lengths[order]
+    return pack_in_order(encoded, chosen[np.argsort(-lengths, kind="stable")])
+
+
+def pack_in_order(encoded: Encoded, rows: Sequence[int] | IntArray) -> PackedBatch:
+    """Pack the given rows of ``encoded`` as they stand, for a caller who needs some of them side by side."""
+    chosen = np.asarray(rows, dtype=np.int64)
+    lengths = encoded.lengths[chosen]
     ends = np.cumsum(lengths)
     position_ids = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
     source = np.repeat(encoded.offsets[chosen], lengths) + position_ids

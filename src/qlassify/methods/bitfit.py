@@ -57,12 +57,15 @@ class BiasShift(AdapterModule):
         return self.base
 
 
-def wrap(model: nn.Module) -> dict[str, BiasShift]:
-    """Path -> wrapper of each module with a bias; without any, of each linear layer."""
+def targets(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> each module with a bias; without any, each linear layer."""
     biased = {path: module for path, module in model.named_modules() if _has_bias(module)}
-    if not biased:
-        biased = {path: module for path, module in model.named_modules() if is_linear(module)}
-    return {path: BiasShift(module) for path, module in biased.items()}
+    return biased or {path: module for path, module in model.named_modules() if is_linear(module)}
+
+
+def wrap(model: nn.Module) -> dict[str, BiasShift]:
+    """Path -> wrapper of each module whose bias is trained."""
+    return {path: BiasShift(module) for path, module in targets(model).items()}
 
 
 def _has_bias(module: nn.Module) -> bool:

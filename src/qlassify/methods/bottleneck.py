@@ -70,19 +70,23 @@ class BottleneckLinear(AdapterModule):
         return h + functional.linear(inner, self.up.to(kind), self.up_bias.to(kind))
 
 
-def wrap(model: nn.Module, config: BottleneckConfig, *, seed: int) -> dict[str, BottleneckLinear]:
-    """Path -> wrapper of each sublayer's last product.
+def targets(model: nn.Module, config: BottleneckConfig) -> set[str]:
+    """Paths of the layers that get a bottleneck behind them.
 
     Raises:
         ConfigError: a named target matches nothing, or the architecture's roles are not known.
     """
-    if config.target_modules == "auto":
-        roles: dict[str, tuple[Role, ...]] = {"feed-forward outputs": ("feed_forward_output",)}
-        if config.placement == "houlsby":
-            roles["attention outputs"] = ("attention_output",)
-        chosen = {path for paths in require_roles(model, roles, "adapter").values() for path in paths}
-    else:
-        chosen = set(match_targets(model, config.target_modules))
+    if config.target_modules != "auto":
+        return set(match_targets(model, config.target_modules))
+    roles: dict[str, tuple[Role, ...]] = {"feed-forward outputs": ("feed_forward_output",)}
+    if config.placement == "houlsby":
+        roles["attention outputs"] = ("attention_output",)
+    return {path for paths in require_roles(model, roles, "adapter").values() for path in paths}
+
+
+def wrap(model: nn.Module, config: BottleneckConfig, *, seed: int) -> dict[str, BottleneckLinear]:
+    """Path -> wrapper of each sublayer's last product; see ``targets`` for the errors."""
+    chosen = targets(model, config)
     return {
         path: BottleneckLinear(module, config, init=torch_generator(seed, f"init/{path}"))
         for path, module in model.named_modules()

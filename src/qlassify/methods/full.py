@@ -52,22 +52,32 @@ class TrainedModule(AdapterModule):
         return self.base
 
 
-def wrap(model: nn.Module) -> dict[str, TrainedModule]:
-    """Path -> wrapper of each module that holds weights, inner modules first.
+def targets(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> each module that holds weights, inner modules first.
 
     Raises:
         ConfigError: the model has low-bit weights, which cannot be trained.
     """
     if low_bit_layers(model):
-        raise ConfigError(
-            "low-bit weights cannot be trained",
-            where="method.kind",
-            got="full on low-bit weights",
-            do="Leave quant out, or use a method that adds to frozen weights, such as lora.",
-        )
+        raise cannot_train_low_bit()
     holding = [
         (path, module)
         for path, module in model.named_modules()
         if path and any(True for _ in module.parameters(recurse=False))
     ]
-    return {path: TrainedModule(module) for path, module in reversed(holding)}
+    return dict(reversed(holding))
+
+
+def wrap(model: nn.Module) -> dict[str, TrainedModule]:
+    """Path -> wrapper of each module that holds weights; see ``targets`` for the error."""
+    return {path: TrainedModule(module) for path, module in targets(model).items()}
+
+
+def cannot_train_low_bit() -> ConfigError:
+    """The error for full fine-tuning of low-bit weights."""
+    return ConfigError(
+        "low-bit weights cannot be trained",
+        where="method.kind",
+        got="full on low-bit weights",
+        do="Leave quant out, or use a method that adds to frozen weights, such as lora.",
+    )

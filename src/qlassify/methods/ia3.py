@@ -56,8 +56,8 @@ class Ia3Linear(AdapterModule):
         return plain
 
 
-def wrap(model: nn.Module, config: Ia3Config) -> dict[str, Ia3Linear]:
-    """Path -> wrapper of each layer that is rescaled.
+def targets(model: nn.Module, config: Ia3Config) -> tuple[set[str], set[str]]:
+    """Paths of the layers whose output, and of those whose input, is rescaled.
 
     Raises:
         ConfigError: a named target matches nothing, or the architecture's roles are not known.
@@ -69,8 +69,15 @@ def wrap(model: nn.Module, config: Ia3Config) -> dict[str, Ia3Linear]:
         wanted["feed-forward outputs"] = ("feed_forward_output",)
     found = require_roles(model, wanted, "ia3")
     outputs = found.get("keys and values") or match_targets(model, config.target_modules)
-    inputs = found.get("feed-forward outputs") or match_targets(model, config.feedforward_modules)
-    both = set(outputs) | set(inputs)
+    inputs = set(found.get("feed-forward outputs") or match_targets(model, config.feedforward_modules))
+    return set(outputs) - inputs, inputs
+
+
+def wrap(model: nn.Module, config: Ia3Config) -> dict[str, Ia3Linear]:
+    """Path -> wrapper of each layer that is rescaled; see ``targets`` for the errors."""
+    outputs, inputs = targets(model, config)
     return {
-        path: Ia3Linear(module, feedforward=path in inputs) for path, module in model.named_modules() if path in both
+        path: Ia3Linear(module, feedforward=path in inputs)
+        for path, module in model.named_modules()
+        if path in outputs or path in inputs
     }

@@ -33,7 +33,7 @@ from qlassify.methods.targets import linear_layers, match_targets
 from qlassify.quant.linear import LowBitLinear
 from qlassify.seeding import torch_generator
 
-__all__ = ["Attachment", "attach", "linear_layers", "match_targets", "rate_factors"]
+__all__ = ["Attachment", "attach", "linear_layers", "match_targets", "rate_factors", "replace_module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Attachment:
     def detach(self) -> None:
         """Put the original modules back; the model is then what it was before ``attach``."""
         for path, layer in reversed(list(self.layers.items())):
-            _replace(self.model, path, layer.base)
+            replace_module(self.model, path, layer.base)
 
 
 def attach(model: nn.Module, config: MethodConfig, *, seed: int) -> Attachment:
@@ -85,7 +85,7 @@ def attach(model: nn.Module, config: MethodConfig, *, seed: int) -> Attachment:
     layers = _wrappers(model, config, seed, dropout)
     for path, layer in layers.items():
         layer.train(model.training)
-        _replace(model, path, layer)
+        replace_module(model, path, layer)
     return Attachment(model, config, layers, dropout)
 
 
@@ -128,6 +128,7 @@ def _wrap(base: nn.Module, config: LoraConfig, *, init: torch.Generator, dropout
     return LoraLinear(base, config, init=init, dropout=dropout)
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module into a model at a dotted path."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

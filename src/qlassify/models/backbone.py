@@ -224,17 +224,9 @@ def load_model(
         quant: the format of the linear layers' weights; none when None, unless the files are quantised.
         residual_rank: see ``load_backbone``.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            "not a model configuration that transformers knows",
-            where=directory / "config.json",
-            got=_first_line(error),
-            do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
-        ) from None
+    config = load_config(directory)
     attention.register()
     arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
     plan = quantized_base(directory) or quant
@@ -258,6 +250,44 @@ def load_model(
             return model, info, None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
+
+
+def load_config(directory: Path) -> Any:
+    """transformers' configuration of a model directory.
+
+    Raises:
+        ModelError: it is not one that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "not a model configuration that transformers knows",
+            where=directory / "config.json",
+            got=_first_line(error),
+            do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
+        ) from None
+
+
+def load_skeleton(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The architecture of a model directory on the meta device: every shape, no memory, no weights needed.
+
+    Args:
+        directory: holds a ``config.json``.
+        dtype: the type that the parameters would have.
+
+    Raises:
+        ModelError: a configuration that transformers does not know.
+    """
+    from transformers import AutoModel
+
+    config = load_config(directory)
+    extra = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
+    with torch.device("meta"), _quiet_transformers():
+        model: nn.Module = _model_class(config, AutoModel)(config, **extra).to(dtype)
+    return model.eval().requires_grad_(False)
 
 
 def _model_class(config: Any, auto_model: Any) -> Any:

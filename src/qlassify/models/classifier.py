@@ -12,6 +12,20 @@ from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import PoolingMode, pool
 
 
+def hidden_states(backbone: Backbone, batch: PackedBatch) -> tuple[Tensor, PackedLayout]:
+    """(T, H) hidden states of a batch's tokens, and where each text lies among them."""
+    device = backbone.device
+    layout = PackedLayout(batch.lengths, device)
+    types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids).to(device)
+    hidden_TH: Tensor = backbone(
+        torch.from_numpy(batch.token_ids).to(device),
+        torch.from_numpy(batch.position_ids).to(device),
+        types,
+        layout,
+    )
+    return hidden_TH, layout
+
+
 class Classifier(nn.Module):
     """A text classifier.
 
@@ -29,15 +43,7 @@ class Classifier(nn.Module):
 
     def vectors(self, batch: PackedBatch) -> Tensor:
         """(B, H) pooled vectors, in the order of ``batch.rows``."""
-        device = self.backbone.device
-        layout = PackedLayout(batch.lengths, device)
-        types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids).to(device)
-        hidden_TH = self.backbone(
-            torch.from_numpy(batch.token_ids).to(device),
-            torch.from_numpy(batch.position_ids).to(device),
-            types,
-            layout,
-        )
+        hidden_TH, layout = hidden_states(self.backbone, batch)
         return pool(hidden_TH, layout, self.pooling)
 
     def forward(self, batch: PackedBatch) -> Tensor:
