@@ -142,6 +142,8 @@ def test_every_field_reaches_the_run() -> None:
         "dropout": 0.15,
         "target_modules": ("query",),
         "rslora": True,
+        "start": "zero",
+        "lora_plus_ratio": 1.0,
     }
     wanted = TrainingConfig().model_dump() | {
         "epochs": 11,

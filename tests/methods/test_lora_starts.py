@@ -116,6 +116,14 @@ def test_pissa_begins_as_the_base_and_is_saved_as_plain_lora(
     assert torch.equal(hidden(backbone), changed)
 
 
+def test_pissas_path_of_twice_the_rank_has_to_fit(tiny_directories: dict[str, Path]) -> None:
+    """Of the smaller side, 64, half is the most."""
+    model = load_backbone(tiny_directories["bert"]).model
+    attach(model, LoraConfig(rank=32, start="pissa"), seed=0).detach()
+    with pytest.raises(ConfigError, match=r"33, which PiSSA's path has twice: 66, .* wanted at most 32"):
+        attach(model, LoraConfig(rank=33, start="pissa"), seed=0)
+
+
 @pytest.mark.parity
 def test_a_pissa_adapter_loads_in_peft(tiny_directories: dict[str, Path], tmp_path: Path) -> None:
     import transformers

@@ -73,6 +73,11 @@ class LoraConfig(Section):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     @property
+    def path_rank(self) -> int:
+        """Rank of the low-rank path: twice that of A after PiSSA, which subtracts what A and B began with."""
+        return 2 * self.rank if self.start == "pissa" else self.rank
+
+    @property
     def dora(self) -> bool:
         """Whether row lengths are trained."""
         return self.kind in ("dora", "qdora")

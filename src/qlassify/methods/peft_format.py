@@ -38,8 +38,7 @@ def to_settings(attachment: Attachment, base_model: str) -> dict[str, Any]:
 
 def _lora_settings(attachment: Attachment, config: LoraConfig) -> dict[str, Any]:
     # After PiSSA what is written is a plain LoRA of twice the rank, with the same factor on it.
-    doubled = config.start == "pissa"
-    rank = 2 * config.rank if doubled else config.rank
+    rank, doubled = config.path_rank, config.path_rank != config.rank
     return {
         "peft_type": "LORA",
         "r": rank,

@@ -134,10 +134,11 @@ def require_rank(config: LoraConfig, shape: tuple[int, int], *, where: str) -> N
     Raises:
         ConfigError: it is.
     """
-    if config.rank > min(shape):
+    if config.path_rank > min(shape):
+        doubled = f", which PiSSA's path has twice: {config.path_rank}," if config.path_rank != config.rank else ""
         raise ConfigError(
             "the rank exceeds the smaller side of a target",
             where=where,
-            got=f"{config.rank} for a weight of {shape[0]} x {shape[1]}",
-            wanted=f"at most {min(shape)}",
+            got=f"{config.rank}{doubled} for a weight of {shape[0]} x {shape[1]}",
+            wanted=f"at most {min(shape) * config.rank // config.path_rank}",
         )

@@ -76,6 +76,23 @@ class QuantError:
         return math.sqrt(self.squared_error / self.squared_total) if self.squared_total else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """What the quantiser is told.
+
+    Attributes:
+        plan: the format to quantise into, or what the files say of weights that are in one already.
+        own: the checkpoint's floating-point type.
+        error: where losses are summed.
+        residual_rank: rank of what is kept of each layer's loss, or None.
+    """
+
+    plan: QuantConfig | QuantizedBase
+    own: torch.dtype
+    error: QuantError
+    residual_rank: int | None
+
+
 def load_low_bit(
     model_class: Any,
     config: Any,
@@ -111,7 +128,7 @@ def load_low_bit(
             config=config,
             state_dict=state,
             dtype=dtype or own,
-            quantization_config=_classes()[0](plan, own, error, residual_rank),
+            quantization_config=_classes()[0](_Loading(plan, own, error, residual_rank)),
             output_loading_info=True,
             **extra,
         )
@@ -159,9 +176,7 @@ def _is_linear_weight(model: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _quantize_into(
-    model: nn.Module, name: str, weight: Tensor, config: QuantConfig, error: QuantError, residual_rank: int | None
-) -> None:
+def _quantize_into(model: nn.Module, name: str, weight: Tensor, loading: _Loading) -> None:
     """Put a low-bit layer in the place of the linear layer whose weight this is."""
     path = name.rpartition(".")[0]
     layer = model.get_submodule(path)
@@ -170,18 +185,19 @@ def _quantize_into(
         raise ModelError("a weight has another shape than the model", where=name, got=shape, wanted=expected)
     transposed = not isinstance(layer, nn.Linear)
     rows = weight.T if transposed else weight
-    quantized = quantize(rows, config, name=name)
+    assert isinstance(loading.plan, QuantConfig)
+    quantized = quantize(rows, loading.plan, name=name)
     lost, total = squared_error(rows, quantized)
-    error.squared_error += lost
-    error.squared_total += total
+    loading.error.squared_error += lost
+    loading.error.squared_total += total
     low_bit = LowBitLinear(quantized, transposed=transposed)
     # Its own parameter, not a copy: the bias is still to come, or has come already.
     low_bit.bias = layer.bias  # type: ignore[assignment]
     low_bit._is_hf_initialized = True  # type: ignore[assignment]
-    if residual_rank is not None:
+    if loading.residual_rank is not None:
         lost_weight = rows.float() - quantized.dequantize()
         # No more than the smaller side: a rank that is too large is refused where the method is attached.
-        low_bit.residual = leading_factors(lost_weight, min(residual_rank, *shape))
+        low_bit.residual = leading_factors(lost_weight, min(loading.residual_rank, *shape))
     _replace(model, path, low_bit)
 
 
@@ -199,30 +215,23 @@ def _classes() -> tuple[Any, Any]:
 
     @register_quantization_config(METHOD)
     class LowBitConfig(config_base):  # type: ignore[misc]
-        def __init__(
-            self, plan: QuantConfig | QuantizedBase, own: torch.dtype, error: QuantError, residual_rank: int | None
-        ) -> None:
+        def __init__(self, loading: _Loading) -> None:
             self.quant_method = METHOD
-            self.residual_rank = residual_rank
-            self.plan = plan
-            self.own = own
-            self.error = error
+            self.loading = loading
 
         def to_dict(self) -> dict[str, Any]:
             return {"quant_method": METHOD}
 
     class Quantize(operation_base):  # type: ignore[misc]
-        def __init__(self, config: QuantConfig, error: QuantError, residual_rank: int | None) -> None:
-            self.config = config
-            self.error = error
-            self.residual_rank = residual_rank
+        def __init__(self, loading: _Loading) -> None:
+            self.loading = loading
 
         def convert(self, input_dict: Any, *, model: Any = None, missing_keys: Any = None, **_: Any) -> dict[str, Any]:
             for name in list(input_dict):
                 value = input_dict.pop(name)
                 weight = value[0] if isinstance(value, list) else value
                 try:
-                    _quantize_into(model, name, weight, self.config, self.error, self.residual_rank)
+                    _quantize_into(model, name, weight, self.loading)
                 except ModelError as error:
                     raise _Refused(error) from None
                 if missing_keys is not None:
@@ -232,19 +241,18 @@ def _classes() -> tuple[Any, Any]:
     @register_quantizer(METHOD)
     class LowBitQuantizer(quantizer_base):  # type: ignore[misc]
         def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
-            plan = self.quantization_config.plan
+            plan = self.quantization_config.loading.plan
             return isinstance(plan, QuantConfig) and _is_linear_weight(model, param_name)
 
         def get_quantize_ops(self) -> Any:
-            config = self.quantization_config
-            return Quantize(config.plan, config.error, config.residual_rank)
+            return Quantize(self.quantization_config.loading)
 
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-            plan = self.quantization_config.plan
-            if isinstance(plan, QuantizedBase):
-                _make_room(model, plan)
+            loading = self.quantization_config.loading
+            if isinstance(loading.plan, QuantizedBase):
+                _make_room(model, loading.plan)
             else:
-                _keep_type(model, self.quantization_config.own)
+                _keep_type(model, loading.own)
             return model
 
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
