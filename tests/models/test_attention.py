@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qlassify.errors import ModelError
-from qlassify.models import attention
-from qlassify.models.attention import PackedLayout, packed_attention
+from qlassify.models import attention, packed_layout
+from qlassify.models.attention import packed_attention
+from qlassify.models.packed_layout import PackedLayout
 from reference.attention import attend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -149,8 +150,8 @@ def test_float64_equals_the_twin(memory: str, case: Case) -> None:
     # Both sides compute in float64 and differ in the order of at most 70 * 3 additions: 1e-11 is 200 * eps * slack for
     # gradients, in which differences of probabilities cancel.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BUCKET_SLACK", case.slack)
-        patch.setattr(attention, "BUCKET_RATIO", 0.9)
+        patch.setattr(packed_layout, "BUCKET_SLACK", case.slack)
+        patch.setattr(packed_layout, "BUCKET_RATIO", 0.9)
         for name, value in MEMORY[memory].items():
             patch.setattr(attention, name, value)
         assert_near(case, torch.float64, rtol=1e-10, atol_of_largest=1e-11)
@@ -184,8 +185,8 @@ def test_gradients_are_those_of_the_output(
 ) -> None:
     for name, value in MEMORY[memory].items():
         monkeypatch.setattr(attention, name, min(value, 16))
-    monkeypatch.setattr(attention, "BUCKET_SLACK", 1)
-    monkeypatch.setattr(attention, "BUCKET_RATIO", 1.0)
+    monkeypatch.setattr(packed_layout, "BUCKET_SLACK", 1)
+    monkeypatch.setattr(packed_layout, "BUCKET_RATIO", 1.0)
     case = Case((4, 1, 3), 1, 2, 2, 1, causal, window, softcap, None, 1, seed=7)
     leaves = [tensor.requires_grad_() for tensor in case.tensors()[:3]]
     layout = PackedLayout(np.array(case.lengths))
@@ -328,5 +329,5 @@ def test_a_bucket_holds_texts_of_similar_length(lengths: list[int]) -> None:
     for bucket in PackedLayout(np.array(lengths)).buckets:
         assert bucket.longest == int(bucket.lengths.max())
         shortest = int(bucket.lengths.min())
-        close = bucket.longest - shortest <= attention.BUCKET_SLACK
-        assert close or shortest >= attention.BUCKET_RATIO * bucket.longest
+        close = bucket.longest - shortest <= packed_layout.BUCKET_SLACK
+        assert close or shortest >= packed_layout.BUCKET_RATIO * bucket.longest

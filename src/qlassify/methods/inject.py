@@ -13,9 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qlassify.config.method import BitfitConfig, BottleneckConfig, FullConfig, Ia3Config, LoraConfig, MethodConfig
+from qlassify.config.method import (
+    BitfitConfig,
+    BottleneckConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    MethodConfig,
+    PrefixConfig,
+)
 from qlassify.errors import ConfigError
-from qlassify.methods import bitfit, bottleneck, full, ia3
+from qlassify.methods import bitfit, bottleneck, full, ia3, prefix
 from qlassify.methods.adapter_module import AdapterModule
 from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.dora import DoraLinear
@@ -93,6 +101,8 @@ def _wrappers(
         return bitfit.wrap(model)
     if isinstance(config, FullConfig):
         return full.wrap(model)
+    if isinstance(config, PrefixConfig):
+        return prefix.wrap(model, config, seed=seed)
     layers: dict[str, AdapterModule] = {}
     for path in match_targets(model, config.target_modules):
         base = model.get_submodule(path)
