@@ -20,6 +20,7 @@ from qlassify.config.method import (
     Ia3Config,
     LoraConfig,
     MethodConfig,
+    PrefixConfig,
 )
 from qlassify.config.quant import QuantConfig
 from qlassify.data.packing import PackedBatch, micro_batches
@@ -44,11 +45,15 @@ class Method:
         config: its configuration.
         low_bit: whether it goes with low-bit weights.
         mergeable: whether it can be merged.
+        starts_as_base: whether it computes what the bare model does before it is trained.
+        padded: whether it goes with architectures that cannot be packed.
     """
 
     config: MethodConfig
     low_bit: bool = True
     mergeable: bool = True
+    starts_as_base: bool = True
+    padded: bool = True
 
 
 METHODS = {
@@ -60,6 +65,14 @@ METHODS = {
     "pfeiffer": Method(BottleneckConfig(size=5, placement="pfeiffer", activation="relu"), mergeable=False),
     "bitfit": Method(BitfitConfig()),
     "full": Method(FullConfig(), low_bit=False),
+    # A further key takes a share of every query's attention, whatever it is.
+    "prefix": Method(PrefixConfig(num_virtual_tokens=5), mergeable=False, starts_as_base=False, padded=False),
+    "prefix reparametrised": Method(
+        PrefixConfig(num_virtual_tokens=5, reparametrize=True, hidden_size=7),
+        mergeable=False,
+        starts_as_base=False,
+        padded=False,
+    ),
 }
 
 
