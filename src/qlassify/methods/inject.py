@@ -53,7 +53,10 @@ class Attachment:
     dropout_generator: torch.Generator
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> trainable parameter, in the order of the layers; the names are those of the saved file."""
+        """Name -> trainable parameter, in the order of the layers; the names are those of a checkpoint.
+
+        A saved file has the same ones, but for a prefix (``methods.prefix``).
+        """
         return {
             f"{path}.{name}": parameter
             for path, layer in self.layers.items()

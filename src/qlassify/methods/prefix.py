@@ -34,8 +34,13 @@ from qlassify.seeding import torch_generator
 
 TENSOR = "prompt_embeddings"
 """The one tensor of a saved prefix: (P, layers * 2 * K * D), a layer's keys before its values; the name is PEFT's."""
-
-INIT_STD = 1.0
+KEY_STD = 1.0
+"""Keys start as PEFT's do: as large as a layer's own, so that each draws the attention of other queries."""
+VALUE_STD = 0.02
+"""Values start near zero, which keeps the hidden states near the base model's: a prefix that adds nothing only scales
+what attention gives. All-MiniLM-L6-v2 on TREC with 16 tokens: one epoch gave a validation loss of 0.33 like this, 0.38
+with values as large as the keys (PEFT), 0.40 with keys as small as the values. Keys and values of real tokens start
+further from the base model than any of these, because separators and classification tokens are among them."""
 
 
 class PrefixVectors(nn.Module):
@@ -101,7 +106,14 @@ class PrefixOutput(nn.Module):
         self._shape = shape
         self._shared = (trunk,)  # in a tuple, so that it is registered once
         self.trunk = trunk if holds_trunk else None
-        self.up = nn.Parameter(_uniform(2 * shape[0] * shape[1], len(trunk.down), init, trunk.down))
+        # The trunk's output is about one half in size, so that this gives the sizes that drawn vectors have.
+        up = [
+            torch.empty(shape[0] * shape[1], len(trunk.down), dtype=trunk.down.dtype).normal_(
+                0, 2 * std * len(trunk.down) ** -0.5, generator=init
+            )
+            for std in (KEY_STD, VALUE_STD)
+        ]
+        self.up = nn.Parameter(torch.cat(up).to(trunk.down.device))
         self.up_bias = nn.Parameter(torch.zeros_like(self.up[:, 0]))
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -244,8 +256,8 @@ def from_tensors(
 def _drawn(length: int, shape: tuple[int, int], init: torch.Generator, like: Tensor) -> PrefixVectors:
     """The vectors that a layer starts with."""
     key, value = (
-        torch.empty(length, *shape, dtype=like.dtype).normal_(0, INIT_STD, generator=init).to(like.device)
-        for _ in range(2)
+        torch.empty(length, *shape, dtype=like.dtype).normal_(0, std, generator=init).to(like.device)
+        for std in (KEY_STD, VALUE_STD)
     )
     return PrefixVectors(key, value)
 
