@@ -61,6 +61,7 @@ def test_the_parameters_of_a_prefix() -> None:
 
 def test_a_prefix_takes_positions() -> None:
     assert positions_before_text(PrefixConfig(num_virtual_tokens=7)) == 7
+    assert positions_before_text(PrefixConfig(num_virtual_tokens=7, shift_positions=False)) == 0
     assert positions_before_text(LoraConfig()) == 0
 
 

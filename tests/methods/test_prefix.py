@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from qlassify import ClassifyPipeline, RunConfig
-from qlassify.config.method import LoraConfig, PrefixConfig
+from qlassify.config.method import LoraConfig, PrefixConfig, positions_before_text
 from qlassify.data.labels import LabelMap
 from qlassify.errors import ConfigError, ModelError
 from qlassify.methods import prefix
@@ -158,6 +158,22 @@ def test_texts_are_cut_to_what_the_prefix_leaves(tmp_path: Path) -> None:
         pipeline.prepare(LabelMap(("a", "b"), multi_label=False), prefixed)
 
 
+@torch.no_grad()
+def test_positions_can_stay(tiny_directories: dict[str, Path]) -> None:
+    """Moved by hand, they give what the shift gives."""
+    rows = texts("bert", (9, 4))
+    found = {}
+    for shift in (True, False):
+        backbone = load_backbone(tiny_directories["bert"])
+        attachment = attach(backbone.model, PrefixConfig(num_virtual_tokens=3, shift_positions=shift), seed=0)
+        assert backbone.position_shift == positions_before_text(attachment.config) == 3 * shift
+        found[shift] = hidden(backbone, rows)
+    positions = torch.cat([torch.arange(len(row)) for row in rows])
+    moved = backbone(torch.cat(rows), positions + 3, None, PackedLayout(np.array([9, 4])))
+    assert torch.equal(moved, found[True])
+    assert not torch.allclose(found[True], found[False])
+
+
 # Files
 
 
@@ -166,6 +182,25 @@ def save(directory: Path, folder: Path, **settings: Any) -> Tensor:
     folder.mkdir(exist_ok=True)
     save_adapter(attachment, folder, base_model="tiny")
     return prefix.to_tensor(attachment.layers)
+
+
+@pytest.mark.parametrize("reparametrize", [False, True])
+def test_a_prefix_that_leaves_positions_is_not_called_pefts(
+    reparametrize: bool, tiny_directories: dict[str, Path], tmp_path: Path
+) -> None:
+    saved = save(
+        tiny_directories["bert"],
+        tmp_path,
+        num_virtual_tokens=3,
+        reparametrize=reparametrize,
+        shift_positions=False,
+    )
+    assert "peft_type" not in json.loads((tmp_path / CONFIG_FILE).read_text())
+    config = read_adapter_config(tmp_path)
+    assert config == PrefixConfig(num_virtual_tokens=3, shift_positions=False)
+    attachment = attach(load_backbone(tiny_directories["bert"]).model, config, seed=0)
+    load_adapter(attachment, tmp_path)
+    assert torch.equal(prefix.to_tensor(attachment.layers), saved)
 
 
 @pytest.mark.parametrize("reparametrize", [False, True])

@@ -159,7 +159,9 @@ class PrefixConfig(Section):
     kind: Literal["prefix"] = "prefix"
     """The method's name."""
     num_virtual_tokens: int = pydantic.Field(default=16, ge=1)
-    """Keys and values that each attention layer gets; they also take that many of the model's positions."""
+    """Keys and values that each attention layer gets."""
+    shift_positions: bool = True
+    """A text's positions begin behind the prefix, as PEFT counts them; without it they stay, and the file is ours."""
     reparametrize: bool = False
     """While training, all layers' keys and values are the output of one small network."""
     hidden_size: int | None = pydantic.Field(default=None, ge=1)
@@ -190,7 +192,7 @@ MethodConfig = Annotated[
 
 def positions_before_text(config: MethodConfig) -> int:
     """How many of the model's positions the method takes from the text."""
-    return config.num_virtual_tokens if isinstance(config, PrefixConfig) else 0
+    return config.num_virtual_tokens if isinstance(config, PrefixConfig) and config.shift_positions else 0
 
 
 def with_kind(settings: Any) -> Any:

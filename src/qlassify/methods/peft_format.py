@@ -36,7 +36,9 @@ def to_settings(attachment: Attachment, base_model: str) -> dict[str, Any]:
     if isinstance(config, Ia3Config):
         return common | _ia3_settings(attachment)
     if isinstance(config, PrefixConfig):
-        return common | _prefix_settings(attachment, config)
+        config = config.replace(reparametrize=False, hidden_size=None)  # what a network made is plain vectors
+        if config.shift_positions:
+            return common | _prefix_settings(attachment, config)
     return {**common, OWN: config.model_dump(mode="json")}
 
 
@@ -70,7 +72,7 @@ def _ia3_settings(attachment: Attachment) -> dict[str, Any]:
 
 
 def _prefix_settings(attachment: Attachment, config: PrefixConfig) -> dict[str, Any]:
-    """A prefix as it is used: what a network made is written as if it had been trained without one."""
+    """A prefix in PEFT's words; where positions are not shifted, PEFT would compute something else."""
     heads, dim = next(iter(prefix.attention_shapes(attachment.model).values()))
     return {
         "peft_type": "PREFIX_TUNING",
