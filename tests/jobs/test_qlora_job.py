@@ -15,10 +15,10 @@ import torch
 
 from qlassify import ClassifyConfig, ClassifyPipeline, RunConfig, job
 from qlassify.config.files import read_settings
-from qlassify.errors import ConfigError, ModelError
 from qlassify.config.method import LoraConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.data.packing import micro_batches
+from qlassify.errors import ConfigError, ModelError
 from qlassify.evaluation.predict import predict_logits
 from qlassify.job import FinishedEvent, PlanEvent
 from qlassify.methods.inject import attach
