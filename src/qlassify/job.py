@@ -134,7 +134,7 @@ def train(settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | 
     pipeline = ClassifyPipeline.open(asked.model.base, asked)
     _require_positions(settings, pipeline)
     facts = pipeline.facts(dataset)
-    run = RunConfig.parse(layer(recommend.recommended_settings(facts, asked.method.kind), settings))
+    run = RunConfig.parse(layer(recommend.recommended_settings(facts, asked.method), settings))
     run = _settled(run, pipeline)
     pipeline.run = run
     pipeline.prepare_for(dataset)

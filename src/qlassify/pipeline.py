@@ -199,7 +199,7 @@ class ClassifyPipeline(StepwisePipeline):
         run = self.run
         if self._recommend:
             run = RunConfig.parse(
-                layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset), run.method.kind))
+                layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset), run.method))
             )
         return self.prepare(labels, run, label_counts(dataset.train.targets, len(labels)))
 

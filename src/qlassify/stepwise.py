@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qlassify.config.method import LoraConfig
+from qlassify.config.method import LoraConfig, positions_before_text
 from qlassify.config.quant import QuantConfig
 from qlassify.config.run import RunConfig
 from qlassify.data.labels import LabelMap, class_weights
@@ -115,8 +115,7 @@ class StepwisePipeline:
             quant=quant,
             residual_rank=_residual_rank(run),
         )
-        limit = backbone.max_positions
-        max_length = run.model.max_length if limit is None else min(run.model.max_length, limit)
+        max_length = backbone.longest_text(run.model.max_length, behind=positions_before_text(run.method))
         encoder = TextEncoder.load(source.directory, max_length)
         pooling = run.model.pooling
         if pooling == "auto":
@@ -137,6 +136,14 @@ class StepwisePipeline:
         if self._trainable is not None:
             self._trainable.attachment.detach()
         self.run = run = run or self.run
+        room = self.backbone.longest_text(self.encoder.max_length, behind=positions_before_text(run.method))
+        if room < self.encoder.max_length:
+            raise ConfigError(
+                "the model has no positions for texts that long behind the method's prefix",
+                where="model.max_length",
+                got=self.encoder.max_length,
+                wanted=f"at most {room}",
+            )
         attachment = attach(self.backbone.model, run.method, seed=run.seed)
         head = ClassificationHead(self.backbone.hidden_size, len(labels), seed=run.seed).to(self.backbone.device)
         return self.adopt(labels, Classifier(self.backbone, head, self.pooling), attachment, counts)

@@ -232,6 +232,23 @@ def test_recommended_settings_are_valid_settings() -> None:
     config.to_run_config()
 
 
+@pytest.mark.parametrize(
+    ("method", "rate", "head_rate"),
+    [
+        ({"kind": "lora"}, 1e-3, 1e-3),
+        ({"kind": "ia3"}, 3e-3, 3e-3),
+        ({"kind": "full"}, 5e-5, 1e-3),
+        ({"kind": "prefix"}, recommend.METHOD_RATES["prefix"], 1e-3),
+        ({"kind": "prefix", "reparametrize": True}, recommend.PREFIX_NETWORK_RATE, 1e-3),
+    ],
+)
+def test_rates_by_method(method: dict[str, object], rate: float, head_rate: float) -> None:
+    """A prefix's rate is tens of times a weight's, and the head consists of weights."""
+    config = RunConfig.parse({"method": method}).method
+    training = recommend.recommended_settings(recommend.Facts(22_713_216, False, 6, 5000), config)["training"]
+    assert (training["learning_rate"], training["head_learning_rate"]) == (rate, head_rate)
+
+
 # Mistakes
 
 

@@ -1,4 +1,4 @@
-"""``LoraConfig``: scaling and parameter count in closed form."""
+"""``LoraConfig`` and ``PrefixConfig``: scaling and parameter counts in closed form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from qlassify.config.method import LoraConfig
+from qlassify.config.method import LoraConfig, PrefixConfig, positions_before_text
 from qlassify.errors import ConfigError
 
 
@@ -48,3 +48,29 @@ def test_what_a_kind_means(kind: str, dora: bool, low_bit: bool) -> None:
 def test_out_of_range(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         LoraConfig.parse(settings)
+
+
+def test_the_parameters_of_a_prefix() -> None:
+    """BERT-base with 20 virtual tokens: 20 x 2 x 12 x 768 = 368,640."""
+    assert PrefixConfig(num_virtual_tokens=20).parameter_count(12, 768) == 368_640
+    # Embedding 20 x 768, then 768 x 32 + 32 and 32 x 18,432 + 18,432.
+    network = PrefixConfig(num_virtual_tokens=20, reparametrize=True, hidden_size=32)
+    assert network.parameter_count(12, 768) == 15_360 + 24_608 + 608_256
+    assert network.replace(hidden_size=None).parameter_count(12, 768) == 15_360 + 769 * 768 + 769 * 18_432
+
+
+def test_a_prefix_takes_positions() -> None:
+    assert positions_before_text(PrefixConfig(num_virtual_tokens=7)) == 7
+    assert positions_before_text(PrefixConfig(num_virtual_tokens=7, shift_positions=False)) == 0
+    assert positions_before_text(LoraConfig()) == 0
+
+
+def test_a_prefix_says_what_it_is() -> None:
+    assert str(PrefixConfig(num_virtual_tokens=7)) == "prefix tuning(7 tokens)"
+    assert str(PrefixConfig(num_virtual_tokens=7, reparametrize=True)) == "prefix tuning(7 tokens, reparametrised)"
+
+
+@pytest.mark.parametrize("settings", [{"num_virtual_tokens": 0}, {"hidden_size": 0}, {"reparametrize": "often"}])
+def test_a_prefix_out_of_range(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        PrefixConfig.parse(settings)

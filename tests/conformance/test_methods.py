@@ -11,16 +11,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from conformance.worlds import BASES, METHODS, PAIRS, World, snapshot
-from qlassify.config.method import BitfitConfig, BottleneckConfig, FullConfig, Ia3Config, LoraConfig, ProbeConfig
+from qlassify.config.method import (
+    BitfitConfig,
+    BottleneckConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    PrefixConfig,
+    ProbeConfig,
+)
 from qlassify.errors import ConfigError, ModelError
 from qlassify.methods.base_layer import dense_weight, is_linear, linear_shape
 from qlassify.methods.inject import attach, linear_layers
 from qlassify.methods.roles import role_of
 from qlassify.methods.state import load_adapter, merge, read_adapter_config, save_adapter
+from qlassify.models.backbone import load_backbone
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.training.step import Stepper
 from tiny_models import FAMILIES
 
@@ -131,6 +142,9 @@ def test_06_the_number_of_parameters_is_the_closed_form(world: World, bare: Worl
         wanted = config.parameter_count(p.numel() for name, p in model.named_parameters() if name.endswith(".bias"))
     elif isinstance(config, ProbeConfig):
         wanted = config.parameter_count()
+    elif isinstance(config, PrefixConfig):
+        widths = [shapes[path][0] for path, role in roles.items() if role == "key"]
+        wanted = config.parameter_count(len(widths), widths[0])
     else:
         assert isinstance(config, FullConfig)
         wanted = config.parameter_count(bare.backbone.num_parameters)
@@ -244,6 +258,10 @@ def test_12_a_resumed_run_is_the_uninterrupted_one(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_can_be_trained(tiny_directories: dict[str, Path], name: str, method: str) -> None:
+    if not METHODS[method].padded and not FAMILIES[name].packed:
+        with pytest.raises(ConfigError, match="packed texts"):
+            World(tiny_directories[name], name, METHODS[method], BASES["fp32"])
+        return
     world = World(tiny_directories[name], name, METHODS[method], BASES["fp32"])
     losses = world.train(8)
     assert losses[-1] < losses[0]
@@ -294,12 +312,17 @@ def test_08_in_a_fresh_process(tiny_directories: dict[str, Path], tmp_path: Path
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.attaches])
 def test_11_gradients_are_the_numerical_ones(tiny_directories: dict[str, Path], name: str) -> None:
     """Every layer of a method, in float64, against finite differences of its own forward pass."""
-    from qlassify.models.backbone import load_backbone
-
     backbone = load_backbone(tiny_directories["bert"], torch.float64)
     method = METHODS[name]
     attachment = attach(backbone.model, method.config, seed=1)
     generator = torch.Generator().manual_seed(5)
+    if isinstance(method.config, PrefixConfig):
+        # A prefix does something only inside attention: all layers together, by the hidden states of two texts.
+        ids, positions = torch.arange(2, 9), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+        layout = PackedLayout(np.array([4, 3]))
+        leaves = list(attachment.parameters().values())
+        assert torch.autograd.gradcheck(lambda *_: backbone(ids, positions, None, layout), leaves, fast_mode=True)
+        return
     path = next(path for path in attachment.layers if role_of(path) == "feed_forward_output")
     layer = attachment.layers[path]
     with torch.no_grad():

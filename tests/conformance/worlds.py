@@ -21,6 +21,7 @@ from qlassify.config.method import (
     Ia3Config,
     LoraConfig,
     MethodConfig,
+    PrefixConfig,
     ProbeConfig,
 )
 from qlassify.config.quant import QuantConfig
@@ -48,6 +49,7 @@ class Method:
         mergeable: whether it can be merged.
         starts: where, beside the bare model, it begins: bitwise there, up to rounding, or somewhere else.
         attaches: whether it trains anything but the head.
+        padded: whether it goes with architectures that cannot be packed.
     """
 
     config: MethodConfig
@@ -55,6 +57,7 @@ class Method:
     mergeable: bool = True
     starts: Literal["exactly", "nearly", "elsewhere"] = "exactly"
     attaches: bool = True
+    padded: bool = True
 
 
 METHODS = {
@@ -68,6 +71,14 @@ METHODS = {
     "bitfit": Method(BitfitConfig()),
     "probe": Method(ProbeConfig(), attaches=False),
     "full": Method(FullConfig(), low_bit=False),
+    # A further key takes a share of every query's attention, whatever it is.
+    "prefix": Method(PrefixConfig(num_virtual_tokens=5), mergeable=False, starts="elsewhere", padded=False),
+    "prefix reparametrised": Method(
+        PrefixConfig(num_virtual_tokens=5, reparametrize=True, hidden_size=7),
+        mergeable=False,
+        starts="elsewhere",
+        padded=False,
+    ),
 }
 
 

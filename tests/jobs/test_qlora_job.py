@@ -38,7 +38,7 @@ from tiny_models import FAMILIES, random_texts, save_tiny_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["the dog is near", "a plum and an apple", "some hammer under the saw", "one"]
-METHODS = ("qlora", "qdora", "dora", "ia3", "adapter", "bitfit", "full")
+METHODS = ("qlora", "qdora", "dora", "ia3", "adapter", "bitfit", "prefix", "full")
 
 
 def settings_of(base: Path, data: Path, method: str, **sections: Any) -> dict[str, Any]:
@@ -46,6 +46,8 @@ def settings_of(base: Path, data: Path, method: str, **sections: Any) -> dict[st
     settings["method"] = {"kind": method}
     if "lora" in method or "dora" in method:
         settings["method"]["dropout"] = 0.2
+    if method == "prefix":
+        settings["method"] |= {"num_virtual_tokens": 5, "reparametrize": True}
     return settings | sections
 
 

@@ -7,6 +7,7 @@ recomputed, and recomputed in blocks of query rows.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qlassify.errors import ModelError
-from qlassify.models import attention
-from qlassify.models.attention import PackedLayout, packed_attention
+from qlassify.models import attention, packed_layout
+from qlassify.models.attention import packed_attention
+from qlassify.models.packed_layout import PackedLayout
 from reference.attention import attend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,6 +63,7 @@ class Case:
     scaling: float | None
     slack: int
     seed: int
+    prefix: int = 0
 
     @property
     def factor(self) -> float:
@@ -81,6 +84,14 @@ class Case:
         drawn = [torch.randn(tokens, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
         return drawn[0], drawn[1], drawn[2], drawn[3]
 
+    def prefix_tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Keys (P, K, D) and values (P, K, V) before each text, in no narrower type than a method keeps; or nothing."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        shapes = ((self.prefix, self.kv_heads, self.dim), (self.prefix, self.kv_heads, self.value_dim))
+        drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        # Rounded first, so that both sides start from the same numbers.
+        return tuple(t.to(dtype).to(torch.promote_types(dtype, torch.float32)) for t in drawn if self.prefix)
+
 
 def cases() -> st.SearchStrategy[Case]:
     return st.builds(
@@ -96,10 +107,13 @@ def cases() -> st.SearchStrategy[Case]:
         scaling=st.one_of(st.none(), st.floats(0.1, 1)),
         slack=st.sampled_from([0, 3, 32]),
         seed=st.integers(0, 2**31),
+        prefix=st.sampled_from([0, 0, 1, 5]),
     )
 
 
-def packed(case: Case, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout | None = None) -> Tensor:
+def packed(
+    case: Case, query: Tensor, key: Tensor, value: Tensor, *prefix: Tensor, layout: PackedLayout | None = None
+) -> Tensor:
     """Packed attention as transformers calls it, back in (T, heads, V)."""
     output, _ = packed_attention(
         _Module(is_causal=case.causal),
@@ -108,6 +122,7 @@ def packed(case: Case, query: Tensor, key: Tensor, value: Tensor, layout: Packed
         value.transpose(0, 1).unsqueeze(0),
         None,
         packed_layout=layout or PackedLayout(np.array(case.lengths)),
+        prefix=(prefix[0], prefix[1]) if prefix else None,
         scaling=case.scaling,
         sliding_window=case.window,
         softcap=case.softcap,
@@ -116,9 +131,9 @@ def packed(case: Case, query: Tensor, key: Tensor, value: Tensor, layout: Packed
 
 
 def ours(case: Case, dtype: torch.dtype) -> list[Tensor]:
-    """Output and gradients of query, key and value."""
+    """Output and gradients of query, key and value, and of the prefix where there is one."""
     query, key, value, grad = (tensor.to(dtype) for tensor in case.tensors())
-    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value, *case.prefix_tensors(dtype))]
     output = packed(case, *leaves)
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
 
@@ -126,17 +141,38 @@ def ours(case: Case, dtype: torch.dtype) -> list[Tensor]:
 def reference(case: Case, dtype: torch.dtype) -> list[Tensor]:
     """The same by the twin, in float64 on inputs rounded to ``dtype``."""
     query, key, value, grad = (tensor.to(dtype).double() for tensor in case.tensors())
-    leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
+    before = [tensor.double() for tensor in case.prefix_tensors(dtype)]
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value, *before)]
     output = attend(
-        *leaves, case.lengths, scaling=case.factor, causal=case.causal, window=case.window, softcap=case.softcap
+        *leaves[:3],
+        case.lengths,
+        scaling=case.factor,
+        causal=case.causal,
+        window=case.window,
+        softcap=case.softcap,
+        prefix=(leaves[3], leaves[4]) if case.prefix else None,
     )
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
 
 
+def named(tensors: list[Tensor]) -> dict[str, Tensor]:
+    """What ``ours`` or ``reference`` gave, by name."""
+    names = [
+        "output",
+        "query gradient",
+        "key gradient",
+        "value gradient",
+        "prefix key gradient",
+        "prefix value gradient",
+    ]
+    return dict(zip(names[: len(tensors)], tensors, strict=True))
+
+
 def assert_near(case: Case, dtype: torch.dtype, *, rtol: float, atol_of_largest: float) -> None:
     """Output and gradients near the twin's; the absolute part is a share of each tensor's largest element."""
-    names = ("output", "query gradient", "key gradient", "value gradient")
-    for name, found, wanted in zip(names, ours(case, dtype), reference(case, dtype), strict=True):
+    twin = named(reference(case, dtype))
+    for name, found in named(ours(case, dtype)).items():
+        wanted = twin[name]
         assert found.dtype == dtype
         atol = atol_of_largest * max(1.0, float(wanted.abs().max()))
         torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
@@ -149,8 +185,8 @@ def test_float64_equals_the_twin(memory: str, case: Case) -> None:
     # Both sides compute in float64 and differ in the order of at most 70 * 3 additions: 1e-11 is 200 * eps * slack for
     # gradients, in which differences of probabilities cancel.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BUCKET_SLACK", case.slack)
-        patch.setattr(attention, "BUCKET_RATIO", 0.9)
+        patch.setattr(packed_layout, "BUCKET_SLACK", case.slack)
+        patch.setattr(packed_layout, "BUCKET_RATIO", 0.9)
         for name, value in MEMORY[memory].items():
             patch.setattr(attention, name, value)
         assert_near(case, torch.float64, rtol=1e-10, atol_of_largest=1e-11)
@@ -170,28 +206,31 @@ def test_bfloat16_is_near_the_twin(case: Case) -> None:
     # The scaled query, the scores and the probabilities are each rounded to bf16, by at most 2^-8 of themselves. Scores
     # of up to 4 then move their probabilities by up to 2 * 4 * 2^-8 = 3 %; sums and results are rounded on top.
     # Roundings are independent, so 5 % of a tensor's norm bounds them; a wrong mask or text moves it by its own norm.
-    names = ("output", "query gradient", "key gradient", "value gradient")
-    for name, found, wanted in zip(names, ours(case, torch.bfloat16), reference(case, torch.bfloat16), strict=True):
+    twin = named(reference(case, torch.bfloat16))
+    for name, found in named(ours(case, torch.bfloat16)).items():
+        wanted = twin[name]
+        assert found.dtype == (torch.float32 if "prefix" in name else torch.bfloat16)
         error = float((found.double() - wanted).norm())
         assert error <= 0.05 * float(wanted.norm()) + 1e-6 * wanted.numel() ** 0.5, name
 
 
 @pytest.mark.parametrize("memory", ["kept", "recomputed", "blocks"])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (2, None), (3, 1.5)])
+@pytest.mark.parametrize(("window", "softcap", "prefix"), [(None, None, 0), (2, None, 3), (3, 1.5, 0), (None, 1.5, 2)])
 def test_gradients_are_those_of_the_output(
-    memory: str, causal: bool, window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+    memory: str, causal: bool, window: int | None, softcap: float | None, prefix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in MEMORY[memory].items():
         monkeypatch.setattr(attention, name, min(value, 16))
-    monkeypatch.setattr(attention, "BUCKET_SLACK", 1)
-    monkeypatch.setattr(attention, "BUCKET_RATIO", 1.0)
-    case = Case((4, 1, 3), 1, 2, 2, 1, causal, window, softcap, None, 1, seed=7)
-    leaves = [tensor.requires_grad_() for tensor in case.tensors()[:3]]
+    monkeypatch.setattr(packed_layout, "BUCKET_SLACK", 1)
+    monkeypatch.setattr(packed_layout, "BUCKET_RATIO", 1.0)
+    case = Case((4, 1, 3), 1, 2, 2, 1, causal, window, softcap, None, 1, seed=7, prefix=prefix)
+    inputs = (*case.tensors()[:3], *case.prefix_tensors(torch.float64))
+    leaves = [tensor.requires_grad_() for tensor in inputs]
     layout = PackedLayout(np.array(case.lengths))
     assert len(layout.buckets) == 2
     # Central differences with the step 1e-6 are right to about 1e-9 in float64: gradcheck's own defaults.
-    assert torch.autograd.gradcheck(lambda q, k, v: packed(case, q, k, v, layout), leaves)
+    assert torch.autograd.gradcheck(lambda *tensors: packed(case, *tensors, layout=layout), leaves)
 
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
@@ -225,7 +264,7 @@ def test_nothing_of_a_neighbour_reaches_a_text(poison: float, causal: bool, wind
             for tensor in (query, key, value, grad):
                 tensor[others] = poison
         leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
-        output = packed(case, *leaves, layout)
+        output = packed(case, *leaves, layout=layout)
         return [tensor[rows] for tensor in (output, *torch.autograd.grad(output, leaves, grad))]
 
     for clean, found in zip(run(poisoned=False), run(poisoned=True), strict=True):
@@ -262,6 +301,45 @@ def test_a_window_of_one_is_the_value_itself(causal: bool) -> None:
     case = Case((5, 3), 1, 1, 4, 4, causal, 1, None, None, 32, seed=5)
     query, key, value, _ = case.tensors()
     assert torch.equal(packed(case, query, key, value), value)  # softmax of one score is exactly 1
+
+
+# A prefix
+
+
+def test_a_window_of_one_sees_itself_and_the_prefix() -> None:
+    """Whatever the window, and however far from the front."""
+    case = Case((40, 3), 1, 1, 4, 4, True, 1, None, None, 32, seed=5, prefix=2)
+    query, key, value, _ = case.tensors()
+    front = case.prefix_tensors(torch.float64)
+    keys = torch.cat([front[0].expand(2, 1, 4), key[39:40]]).squeeze(1)
+    values = torch.cat([front[1], value[39:40]]).squeeze(1)
+    wanted = torch.softmax(keys @ query[39, 0] / 2, dim=0) @ values
+    # One softmax over three scores on both sides.
+    torch.testing.assert_close(packed(case, query, key, value, *front)[39, 0], wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_a_text_does_not_depend_on_its_neighbours_with_a_prefix() -> None:
+    """The output bitwise, whatever the others hold; the prefix's gradient is the sum over the texts."""
+    case = Case((12, 9, 12, 7), 2, 2, 8, 8, True, None, None, None, 32, seed=3, prefix=3)
+    query, key, value, grad = case.tensors()
+    layout = PackedLayout(np.array(case.lengths))
+    starts = np.cumsum((0, *case.lengths))
+    summed = [torch.zeros_like(tensor) for tensor in case.prefix_tensors(torch.float64)]
+    whole = ours(case, torch.float64)
+    for start, end in itertools.pairwise(starts):
+        alone = torch.zeros_like(grad)
+        alone[start:end] = grad[start:end]
+        leaves = [tensor.requires_grad_() for tensor in case.prefix_tensors(torch.float64)]
+        others = torch.ones(len(query), 1, 1, dtype=torch.bool)
+        others[start:end] = False
+        inputs = [torch.where(others, torch.full_like(tensor, 1e30), tensor) for tensor in (query, key, value)]
+        output = packed(case, *inputs, *leaves, layout=layout)
+        assert torch.equal(output[start:end], whole[0][start:end])
+        for total, part in zip(summed, torch.autograd.grad(output, leaves, alone), strict=True):
+            total += part
+    for total, found in zip(summed, whole[4:], strict=True):
+        # Four numbers added in another order.
+        torch.testing.assert_close(total, found, rtol=1e-12, atol=1e-13)
 
 
 # Refusals
@@ -328,5 +406,5 @@ def test_a_bucket_holds_texts_of_similar_length(lengths: list[int]) -> None:
     for bucket in PackedLayout(np.array(lengths)).buckets:
         assert bucket.longest == int(bucket.lengths.max())
         shortest = int(bucket.lengths.min())
-        close = bucket.longest - shortest <= attention.BUCKET_SLACK
-        assert close or shortest >= attention.BUCKET_RATIO * bucket.longest
+        close = bucket.longest - shortest <= packed_layout.BUCKET_SLACK
+        assert close or shortest >= packed_layout.BUCKET_RATIO * bucket.longest

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from qlassify.data.packing import pack
 from qlassify.errors import ModelError
 from qlassify.models import attention
-from qlassify.models.attention import PackedLayout
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead
+from qlassify.models.packed_layout import PackedLayout
 from tiny_models import FAMILIES, WIDTH, random_texts, randomise, save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -28,8 +28,8 @@ from qlassify.data.packing import pack
 from qlassify.errors import ModelError
 from qlassify.methods.inject import attach, linear_layers
 from qlassify.methods.state import merge
-from qlassify.models.attention import PackedLayout
 from qlassify.models.backbone import Backbone, load_backbone
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.quant.linear import LowBitLinear, low_bit_layers
 from qlassify.quant.tensor import quantize
 from reference.quant import same_bits

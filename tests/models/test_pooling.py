@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qlassify.errors import ModelError
-from qlassify.models.attention import PackedLayout
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.pooling import PoolingMode, choose_pooling, pool
 
 LENGTHS = (3, 1, 9, 1, 4)

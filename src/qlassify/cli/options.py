@@ -26,7 +26,7 @@ MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", r
 Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", rich_help_panel=MODEL)]
 Method = Annotated[
     str | None,
-    typer.Option(help="lora, dora, qlora, qdora, ia3, adapter, bitfit or full.", rich_help_panel=MODEL),
+    typer.Option(help="lora, dora, qlora, qdora, ia3, adapter, bitfit, prefix or full.", rich_help_panel=MODEL),
 ]
 Rank = Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)]
 Alpha = Annotated[float | None, typer.Option(help="LoRA alpha.", rich_help_panel=MODEL)]

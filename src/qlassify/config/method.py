@@ -190,10 +190,46 @@ class FullConfig(Section):
         return "full fine-tuning"
 
 
+class PrefixConfig(Section):
+    """Trained keys and values before those of every text (Li and Liang 2021, arXiv:2101.00190)."""
+
+    kind: Literal["prefix"] = "prefix"
+    """The method's name."""
+    num_virtual_tokens: int = pydantic.Field(default=16, ge=1)
+    """Keys and values that each attention layer gets."""
+    shift_positions: bool = True
+    """A text's positions begin behind the prefix, as PEFT counts them; without it they stay, and the file is ours."""
+    reparametrize: bool = False
+    """While training, all layers' keys and values are the output of one small network."""
+    hidden_size: int | None = pydantic.Field(default=None, ge=1)
+    """Width of that network's inner layer; that of one layer's keys when null."""
+
+    def parameter_count(self, num_layers: int, width: int) -> int:
+        """Trainable parameters while training.
+
+        Args:
+            num_layers: layers with attention.
+            width: numbers in one key of all key/value heads.
+        """
+        per_token = 2 * num_layers * width
+        if not self.reparametrize:
+            return self.num_virtual_tokens * per_token
+        hidden = self.hidden_size or width
+        return self.num_virtual_tokens * width + (width + 1) * hidden + (hidden + 1) * per_token
+
+    def __str__(self) -> str:
+        return f"prefix tuning({self.num_virtual_tokens} tokens{', reparametrised' if self.reparametrize else ''})"
+
+
 MethodConfig = Annotated[
-    LoraConfig | Ia3Config | BottleneckConfig | BitfitConfig | ProbeConfig | FullConfig,
+    LoraConfig | Ia3Config | BottleneckConfig | BitfitConfig | PrefixConfig | ProbeConfig | FullConfig,
     pydantic.Field(discriminator="kind"),
 ]
+
+
+def positions_before_text(config: MethodConfig) -> int:
+    """How many of the model's positions the method takes from the text."""
+    return config.num_virtual_tokens if isinstance(config, PrefixConfig) and config.shift_positions else 0
 
 
 def with_kind(settings: Any) -> Any:

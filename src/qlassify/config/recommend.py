@@ -23,6 +23,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from qlassify.config.method import FullConfig, LoraConfig, MethodConfig, PrefixConfig
+
 SMALL_ENCODER_PARAMETERS = 60_000_000
 """Below this an encoder is treated as MiniLM-sized."""
 LARGE_ENCODER_PARAMETERS = 200_000_000
@@ -81,32 +83,45 @@ def epochs(num_rows: int, num_classes: int, rows_per_step: int) -> int:
     return min(max(wanted, EPOCH_BOUNDS[0]), EPOCH_BOUNDS[1])
 
 
-METHOD_RATES = {"ia3": 3e-3, "adapter": 1e-4, "bitfit": 3e-4}
+METHOD_RATES = {"ia3": 3e-3, "adapter": 1e-4, "bitfit": 3e-4, "prefix": 1e-2}
 """Peak learning rates of methods whose rate does not follow the model: T-Few's for IA3 and BitFit (Liu et al. 2022),
-AdapterHub's for bottleneck adapters."""
+AdapterHub's for bottleneck adapters, P-tuning v2's for prefixes (Liu et al. 2022, arXiv:2110.07602: 5e-3 to 1e-2)."""
+PREFIX_NETWORK_RATE = 1e-3
+"""The rate of a network that makes a prefix. Each of a vector's numbers is a sum over the whole inner layer, so steps
+add up; Li and Liang's 5e-5 was for a GPT-2 and ten thousands of steps."""
+HEAD_RATE = 1e-3
+"""The classification head's rate: this, or the method's where that is higher."""
 
 
-def method_rate(kind: str, facts: Facts) -> float:
+def method_rate(method: MethodConfig, facts: Facts) -> float:
     """Peak learning rate of a method's parameters."""
-    if kind == "full":
+    if isinstance(method, FullConfig):
         return 5e-5 if facts.model_params < SMALL_ENCODER_PARAMETERS else 2e-5
-    return METHOD_RATES.get(kind) or learning_rate(facts.model_params, decoder=facts.decoder)
+    if isinstance(method, PrefixConfig) and method.reparametrize:
+        return PREFIX_NETWORK_RATE
+    return METHOD_RATES.get(method.kind) or learning_rate(facts.model_params, decoder=facts.decoder)
 
 
-def recommended_settings(facts: Facts, kind: str = "lora") -> dict[str, Any]:
+def head_rate(method: MethodConfig, rate: float) -> float:
+    """Peak learning rate of the head beside a method at ``rate``: a prefix's says nothing about weights."""
+    return HEAD_RATE if isinstance(method, PrefixConfig) else max(rate, HEAD_RATE)
+
+
+def recommended_settings(facts: Facts, method: MethodConfig | None = None) -> dict[str, Any]:
     """The settings layer that lies under the user's own, for ``RunConfig.parse``.
 
     Args:
         facts: about model and data.
-        kind: the fine-tuning method.
+        method: the fine-tuning method, as far as the user has set it; LoRA when None.
     """
-    rate = method_rate(kind, facts)
+    method = method or LoraConfig()
+    rate = method_rate(method, facts)
     rows_per_step = batch_size(facts.num_rows, decoder=facts.decoder)
     return {
-        "method": _method_settings(facts, kind),
+        "method": _method_settings(facts, method),
         "training": {
             "learning_rate": rate,
-            "head_learning_rate": max(rate, 1e-3),
+            "head_learning_rate": head_rate(method, rate),
             "batch_size": rows_per_step,
             "epochs": epochs(facts.num_rows, facts.num_classes, rows_per_step),
             "warmup_fraction": 0.06,
@@ -117,8 +132,8 @@ def recommended_settings(facts: Facts, kind: str = "lora") -> dict[str, Any]:
     }
 
 
-def _method_settings(facts: Facts, kind: str) -> dict[str, Any]:
+def _method_settings(facts: Facts, method: MethodConfig) -> dict[str, Any]:
     """What is recommended inside the section ``method``; methods without a rank keep their own defaults."""
-    if kind not in ("lora", "qlora", "dora", "qdora"):
+    if not isinstance(method, LoraConfig):
         return {}
     return {"rank": 16, "alpha": 32.0, "dropout": dropout(facts.num_rows), "target_modules": "all-linear"}

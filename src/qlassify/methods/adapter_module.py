@@ -6,7 +6,7 @@ method is a file with an ``AdapterModule`` and a ``wrap`` function that says whi
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -27,6 +27,14 @@ class AdapterModule(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+
+    def train(self, mode: bool = True) -> Self:
+        """What was put beside ``base`` follows ``mode``; the frozen module stays as it is, with its dropout asleep."""
+        self.training = mode
+        for child in self.children():
+            if child is not self.base:
+                child.train(mode)
+        return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name in a saved file, below the module's path -> trainable parameter."""

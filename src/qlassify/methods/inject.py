@@ -20,10 +20,11 @@ from qlassify.config.method import (
     Ia3Config,
     LoraConfig,
     MethodConfig,
+    PrefixConfig,
     ProbeConfig,
 )
 from qlassify.errors import ConfigError
-from qlassify.methods import bitfit, bottleneck, full, ia3
+from qlassify.methods import bitfit, bottleneck, full, ia3, prefix
 from qlassify.methods.adapter_module import AdapterModule
 from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.dora import DoraLinear
@@ -53,7 +54,10 @@ class Attachment:
     dropout_generator: torch.Generator
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> trainable parameter, in the order of the layers; the names are those of the saved file."""
+        """Name -> trainable parameter, in the order of the layers; the names are those of a checkpoint.
+
+        A saved file has the same ones, but for a prefix (``methods.prefix``).
+        """
         return {
             f"{path}.{name}": parameter
             for path, layer in self.layers.items()
@@ -111,6 +115,8 @@ def _wrappers(
         return full.wrap(model)
     if isinstance(config, ProbeConfig):
         return {}
+    if isinstance(config, PrefixConfig):
+        return prefix.wrap(model, config, seed=seed)
     layers: dict[str, AdapterModule] = {}
     for path in match_targets(model, config.target_modules):
         base = model.get_submodule(path)

@@ -1,8 +1,9 @@
 """Method configurations and tensors in PEFT's file format, there and back.
 
-LoRA, DoRA and IA3 are written as PEFT writes them. Methods that PEFT does not have keep the two file names, with their
-own configuration under ``qlassify_method``. What PEFT's settings can say and ours cannot (another rank per layer, an
-initialisation that changed the base weights) is refused: read without it, the tensors would mean something else.
+LoRA, DoRA, IA3 and prefixes are written as PEFT writes them. Methods that PEFT does not have keep the two file names,
+with their own configuration under ``qlassify_method``. What PEFT's settings can say and ours cannot (another rank per
+layer, an initialisation that changed the base weights) is refused: read without it, the tensors would mean something
+else.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import pydantic
 from torch import Tensor
 
-from qlassify.config.method import Ia3Config, LoraConfig, MethodConfig
+from qlassify.config.method import Ia3Config, LoraConfig, MethodConfig, PrefixConfig
 from qlassify.errors import ConfigError, ModelError
+from qlassify.methods import prefix
 from qlassify.methods.base_layer import stores_transposed
 from qlassify.methods.ia3 import Ia3Linear
 from qlassify.methods.inject import Attachment
@@ -33,6 +35,10 @@ def to_settings(attachment: Attachment, base_model: str) -> dict[str, Any]:
         return common | _lora_settings(attachment, config)
     if isinstance(config, Ia3Config):
         return common | _ia3_settings(attachment)
+    if isinstance(config, PrefixConfig):
+        config = config.replace(reparametrize=False, hidden_size=None)  # what a network made is plain vectors
+        if config.shift_positions:
+            return common | _prefix_settings(attachment, config)
     return {**common, OWN: config.model_dump(mode="json")}
 
 
@@ -67,6 +73,21 @@ def _ia3_settings(attachment: Attachment) -> dict[str, Any]:
     }
 
 
+def _prefix_settings(attachment: Attachment, config: PrefixConfig) -> dict[str, Any]:
+    """A prefix in PEFT's words; where positions are not shifted, PEFT would compute something else."""
+    heads, dim = next(iter(prefix.attention_shapes(attachment.model).values()))
+    return {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "num_layers": len(attachment.layers),
+        "num_attention_heads": heads,
+        "token_dim": heads * dim,
+        "num_transformer_submodules": 1,
+        "prefix_projection": False,
+        "encoder_hidden_size": heads * dim,
+    }
+
+
 def _names(attachment: Attachment, paths: Iterable[str]) -> list[str]:
     """The last parts of the paths, where these alone name exactly those modules; else the paths."""
     chosen = set(paths)
@@ -90,9 +111,11 @@ def from_settings(settings: Mapping[str, Any], path: Path) -> MethodConfig:
             return _lora_config(settings, path)
         if kind == "IA3":
             return _ia3_config(settings)
+        if kind == "PREFIX_TUNING":
+            return _prefix_config(settings, path)
     except (KeyError, TypeError, ConfigError, pydantic.ValidationError) as error:
         raise ModelError("the adapter's configuration cannot be used", where=path, got=error) from None
-    raise ModelError("this kind of adapter is not supported", where=path, got=kind, wanted="LORA or IA3")
+    raise ModelError("this kind of adapter is not supported", where=path, got=kind, wanted="LORA, IA3 or PREFIX_TUNING")
 
 
 def _lora_config(settings: Mapping[str, Any], path: Path) -> LoraConfig:
@@ -127,12 +150,21 @@ def _ia3_config(settings: Mapping[str, Any]) -> Ia3Config:
     )
 
 
+def _prefix_config(settings: Mapping[str, Any], path: Path) -> PrefixConfig:
+    """A file holds the vectors, whether or not a network made them."""
+    if settings.get("num_transformer_submodules") not in (None, 1):
+        raise ModelError("a prefix for an encoder and a decoder is not supported", where=path)
+    return PrefixConfig.parse({"num_virtual_tokens": settings["num_virtual_tokens"]})
+
+
 def _targets(value: Any) -> Any:
     return value if isinstance(value, str) else tuple(value or ())
 
 
 def to_tensors(attachment: Attachment) -> dict[str, Tensor]:
     """Name in the file -> tensor, in the shapes that PEFT has."""
+    if isinstance(attachment.config, PrefixConfig):
+        return {prefix.TENSOR: prefix.to_tensor(attachment.layers)}
     named: dict[str, Tensor] = {}
     for path, layer in attachment.layers.items():
         for name, tensor in layer.stored().items():
@@ -143,9 +175,15 @@ def to_tensors(attachment: Attachment) -> dict[str, Tensor]:
     return named
 
 
-def from_tensors(attachment: Attachment, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name of a parameter -> tensor in its shape, for what ``to_tensors`` or PEFT wrote."""
+def from_tensors(attachment: Attachment, tensors: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
+    """Name of a parameter -> tensor in its shape, for what ``to_tensors`` or PEFT wrote.
+
+    Raises:
+        ModelError: the tensors of a prefix are not those of this model; other methods' are looked at when copied.
+    """
     named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    if isinstance(attachment.config, PrefixConfig):
+        return prefix.from_tensors(attachment.layers, named, where)
     for path, layer in attachment.layers.items():
         name = f"{path}.ia3_l"
         if isinstance(layer, Ia3Linear) and name in named:

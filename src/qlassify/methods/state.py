@@ -57,7 +57,7 @@ def load_adapter(attachment: Attachment, directory: Path) -> None:
         ModelError: names the tensors that are missing, unknown or of another shape.
     """
     tensors = read_tensors(directory / WEIGHTS_FILE)
-    copy_tensors(attachment.parameters(), peft_format.from_tensors(attachment, tensors), directory)
+    copy_tensors(attachment.parameters(), peft_format.from_tensors(attachment, tensors, directory), directory)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -28,17 +28,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from qlassify.config.quant import QuantConfig
-from qlassify.errors import ModelError
+from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
-from qlassify.models.attention import PackedLayout
 from qlassify.models.low_bit import QuantError, load_low_bit
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.quantized import quantized_base
 from qlassify.models.source import weight_files
 from qlassify.quant.linear import low_bit_layers
 
 PROBE_LENGTHS = (7, 4)
 """Lengths of the two texts with which packing is tried."""
+SHORTEST_TEXT = 4
+"""Positions that a prefix has to leave, as in ``ModelConfig.max_length``."""
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest relative error of the packed hidden states. Rounding stays well below (bf16: about 0.02 over 30 layers);
 reading another text or the wrong position is of order one."""
@@ -60,6 +62,10 @@ class Backbone(nn.Module):
         quant: the format of its low-bit weights, or None when it has none.
         vocab_size: rows of the token embedding.
         packed: whether batches run without padding.
+
+    A module of a packed model that calls attention gets an attribute ``key_value_shapes``: the shapes (K, D) of its
+    keys and (K, V) of its values. It says that the module hands keyword arguments, such as a prefix, on to packed
+    attention. What is put in its place may have a ``position_shift``, by which all positions are moved.
     """
 
     def __init__(self, model: Any, directory: Path, quant_error: float | None = None) -> None:
@@ -82,6 +88,7 @@ class Backbone(nn.Module):
         self.position_offset = _position_offset(model)
         self.causal = _is_causal(model)
         self.max_positions = _max_positions(config, self.position_offset)
+        self._attention_path: str | None = None
         self.packed = self._can_be_packed()
 
     @property
@@ -118,14 +125,43 @@ class Backbone(nn.Module):
         """
         if not self.packed:
             return self._forward_padded(token_ids_T, token_type_ids_T, layout)
+        offset = self.position_offset + self.position_shift
         arguments: dict[str, Any] = {
             "input_ids": token_ids_T.unsqueeze(0),
-            "position_ids": (position_ids_T + self.position_offset).unsqueeze(0),
+            "position_ids": (position_ids_T + offset).unsqueeze(0),
             "packed_layout": layout,
         }
         arguments |= self._optional(token_type_ids_T.unsqueeze(0) if token_type_ids_T is not None else None)
         hidden: Tensor = self.model(**arguments).last_hidden_state
         return hidden.squeeze(0)
+
+    def longest_text(self, asked: int, *, behind: int = 0) -> int:
+        """The longest text in tokens that there are positions for, at most ``asked``.
+
+        Args:
+            asked: tokens of the longest text.
+            behind: positions that a method takes from the front of each text.
+
+        Raises:
+            ConfigError: hardly any position is left.
+        """
+        if self.max_positions is None:
+            return asked
+        if self.max_positions - behind < SHORTEST_TEXT:
+            raise ConfigError(
+                "the prefix leaves too few of the model's positions for text",
+                where="method.num_virtual_tokens",
+                got=behind,
+                wanted=f"at most {self.max_positions - SHORTEST_TEXT}",
+            )
+        return min(asked, self.max_positions - behind)
+
+    @property
+    def position_shift(self) -> int:
+        """Positions that a method's prefix takes from the front of each text."""
+        if self._attention_path is None:
+            return 0
+        return int(getattr(self.model.get_submodule(self._attention_path), "position_shift", 0))
 
     def _optional(self, token_type_ids: Tensor | None) -> dict[str, Any]:
         """Arguments that only some architectures take."""
@@ -164,7 +200,9 @@ class Backbone(nn.Module):
         with _quiet_transformers():
             self.model.set_attn_implementation(attention.IMPLEMENTATION)
         try:
-            packed = self.forward(ids, positions, None, PackedLayout(lengths, self.device))
+            layout = PackedLayout(lengths, self.device)
+            layout.calls = {}
+            packed = self.forward(ids, positions, None, layout)
         except (ModelError, ValueError, KeyError, TypeError, RuntimeError):
             return False
         finally:
@@ -177,6 +215,11 @@ class Backbone(nn.Module):
         error = (packed.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         good = bool((error < PROBE_TOLERANCE.get(self.dtype, 0.1)).all())
         if good:
+            for module, shapes in layout.calls.items():
+                setattr(module, "key_value_shapes", shapes)  # noqa: B010 - the plain form is for tensors and modules
+            self._attention_path = next(
+                (path for path, module in self.model.named_modules() if module in layout.calls), None
+            )
             self.model.set_attn_implementation(attention.IMPLEMENTATION)
         return good
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from qlassify.data.packing import PackedBatch
-from qlassify.models.attention import PackedLayout
 from qlassify.models.backbone import Backbone
 from qlassify.models.head import ClassificationHead
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.pooling import PoolingMode, pool
 
 

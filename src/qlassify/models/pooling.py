@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qlassify.errors import ModelError
-from qlassify.models.attention import PackedLayout
+from qlassify.models.packed_layout import PackedLayout
 
 PoolingMode = Literal["last", "cls", "mean"]
 
