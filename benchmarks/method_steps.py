@@ -34,7 +34,7 @@ def trained(name: str, dataset: Dataset, settings: dict[str, Any]) -> ClassifyPi
     """A pipeline with a method attached, its settings those that a user gets."""
     given = layer({"method": {"kind": name}}, settings)
     pipeline = ClassifyPipeline.open("sentence-transformers/all-MiniLM-L6-v2", RunConfig.parse(given))
-    chosen = recommend.recommended_settings(pipeline.facts(dataset), name)
+    chosen = recommend.recommended_settings(pipeline.facts(dataset), pipeline.run.method)
     pipeline.run = RunConfig.parse(layer(chosen, given)).replace(quant=pipeline.backbone.quant)
     pipeline.prepare_for(dataset)
     return pipeline

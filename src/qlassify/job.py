@@ -346,7 +346,7 @@ def _unused_notes(pipeline: ClassifyPipeline, dataset: Dataset) -> tuple[str, ..
     """A sentence if settings were chosen that the method has no use for."""
     if not isinstance(pipeline.run.method, ProbeConfig):
         return ()
-    usual = RunConfig.parse(recommend.recommended_settings(pipeline.facts(dataset), "probe")).training
+    usual = RunConfig.parse(recommend.recommended_settings(pipeline.facts(dataset), pipeline.run.method)).training
     chosen = [
         f"training.{name}"
         for name, value in pipeline.run.training.model_dump().items()

@@ -20,8 +20,8 @@ from qlassify.errors import ConfigError, ModelError
 from qlassify.methods.cost import MethodCost, method_cost
 from qlassify.methods.inject import attach
 from qlassify.methods.state import WEIGHTS_FILE, save_adapter
-from qlassify.models.attention import PackedLayout
 from qlassify.models.backbone import Backbone, load_backbone, load_skeleton
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.training.optimizer import Optimizer
 from reference.products import ProductCounter
 from tiny_models import FAMILIES

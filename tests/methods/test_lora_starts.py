@@ -17,8 +17,8 @@ from qlassify.errors import ConfigError
 from qlassify.methods.inject import attach, rate_factors
 from qlassify.methods.lora import LoraLinear
 from qlassify.methods.state import load_adapter, read_adapter_config, save_adapter
-from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.backbone import Backbone, load_backbone
+from qlassify.models.packed_layout import PackedLayout
 from qlassify.quant.linear import low_bit_layers
 from qlassify.quant.low_rank import leading_factors
 from qlassify.quantization import quantize_model
