@@ -1,7 +1,7 @@
 """A trained classifier as a folder: everything that predicting needs, except the base model's weights.
 
     adapter_config.json, adapter_model.safetensors    the method, in PEFT's format
-    head.safetensors                                  weight (C, H) and bias (C,), fp32
+    head.safetensors                                  weight (C, H) and, if it has one, bias (C,), fp32
     classifier.json                                   labels, pooling, base model and its hash, maximal length ...
     tokenizer.json and companions                     the tokeniser that the training texts went through
 
@@ -58,6 +58,7 @@ class ClassifierRecord:
         precision: arithmetic of the backbone while training, ``bf16`` or ``fp32``.
         threshold: probability from which a label counts as given (multi-label).
         quantization: the format of the backbone's low-bit weights, or None; quantising again gives the same codes.
+        head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
     """
 
     labels: tuple[str, ...]
@@ -70,6 +71,7 @@ class ClassifierRecord:
     precision: str
     threshold: float
     quantization: Mapping[str, Any] | None = None
+    head_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ def load_classifier(
     backbone = load_backbone(source.directory, placement.dtype, placement.device, quant=quant)
     attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
     load_adapter(attachment, directory)
-    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0).to(placement.device)
+    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0, bias=record.head_bias)
+    head = head.to(placement.device)
     copy_tensors(dict(head.named_parameters()), read_tensors(directory / HEAD), directory / HEAD)
     classifier = Classifier(backbone, head, record.pooling).eval()
     encoder = TextEncoder.load(directory, record.max_length)

@@ -3,6 +3,7 @@
     from_pretrained   find and load the base model and its tokeniser
     fit               read, label, split, tokenise, train, keep the best weights
     evaluate, predict, predict_proba
+    from_peft         an adapter that PEFT trained
     save, load        a folder that gives bitwise the same logits in a fresh process
 
 The command (``job``) walks the same road and writes a run folder on the way. Training by hand, batch by batch, is the
@@ -32,9 +33,10 @@ from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
 from qlassify.data.labels import LabelMap, build_label_map, label_counts
 from qlassify.data.tokenise import Encoded
-from qlassify.errors import ConfigError, DataError
+from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
 from qlassify.evaluation.predict import predict_logits, probabilities
+from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
 from qlassify.planning.plan import Plan, human_bytes, make_plan
 from qlassify.quant.linear import low_bit_layers
@@ -132,13 +134,71 @@ class ClassifyPipeline(StepwisePipeline):
         path = Path(directory)
         if not (path / RECORD).is_file() and (path / "model" / RECORD).is_file():
             path = path / "model"
-        loaded = load_classifier(path, device=device, precision=precision, base_model=base)
+        if not (path / RECORD).is_file() and is_adapter(path):
+            raise ModelError(
+                "an adapter as PEFT saves it, not a saved classifier",
+                where=path,
+                wanted=f"a run folder or a model folder with {RECORD}",
+                do="Load it with ClassifyPipeline.from_peft.",
+            )
+        return cls._of(load_classifier(path, device=device, precision=precision, base_model=base))
+
+    @classmethod
+    def from_peft(
+        cls,
+        directory: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        multi_label: bool | None = None,
+        max_length: int = 512,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Self:
+        """Load a classifier that PEFT trained (``PeftModelForSequenceClassification``) or that we exported for PEFT.
+
+        LoRA, rsLoRA, DoRA and IA3 on causal models give PEFT's logits. An encoder's own classification head is not
+        linear, so such an adapter is refused, unless it is an export of ours.
+
+        Args:
+            directory: ``adapter_config.json`` and ``adapter_model.safetensors``.
+            base: where the base model is; where the adapter says when None.
+            labels: names of the classes in the order of the logits; their numbers when nothing names them.
+            multi_label: whether a text may have several labels; no when None, unless an export of ours says so.
+            max_length: longest text in tokens.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``auto``, ``bf16`` or ``fp32``.
+
+        Raises:
+            ModelError: no such adapter, another base model, or a head that does not compute what ours does.
+            ConfigError: the labels are not as many as the head has classes.
+        """
+        return cls._of(
+            load_peft_classifier(
+                Path(directory),
+                base=None if base is None else os.fspath(base),
+                labels=labels,
+                multi_label=multi_label,
+                max_length=max_length,
+                device=device,
+                precision=precision,
+            )
+        )
+
+    @classmethod
+    def _of(cls, loaded: LoadedClassifier) -> Self:
+        """A pipeline around a classifier that exists."""
         record = loaded.record
         quant, method = loaded.classifier.backbone.quant, loaded.attachment.config
         if quant is not None and isinstance(method, LoraConfig):
             method = method.replace(kind="qdora" if method.dora else "qlora")
         run = RunConfig(
-            model=ModelConfig(base=record.base_model, pooling=record.pooling, max_length=record.max_length),
+            model=ModelConfig(
+                base=record.base_model,
+                pooling=record.pooling,
+                max_length=record.max_length,
+                head_bias=record.head_bias,
+            ),
             quant=quant,
             method=method,
             evaluation=EvaluationConfig(threshold=record.threshold),
@@ -400,6 +460,7 @@ class ClassifyPipeline(StepwisePipeline):
             precision=self.placement.precision,
             threshold=self.run.evaluation.threshold,
             quantization=None if self.backbone.quant is None else self.backbone.quant.model_dump(mode="json"),
+            head_bias=trainable.classifier.head.bias is not None,
         )
         save_classifier(
             LoadedClassifier(

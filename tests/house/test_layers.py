@@ -25,7 +25,10 @@ LAYERS = {
     2: {"quant", "formats", "data", "planning"},
     3: {"methods", "models"},
     4: {"training", "evaluation"},
-    5: {"pipeline", "stepwise", "job", "assessment", "artifact", "runs", "scoring", "quantization", "export"},
+    5: {
+        "pipeline", "stepwise", "job", "assessment", "artifact", "peft_classifier",
+        "runs", "scoring", "quantization", "export",
+    },
     6: {"cli", "serving", "tuning", "distributed", "estimator"},
 }
 ROOMS = {room: layer for layer, rooms in LAYERS.items() for room in rooms}

@@ -161,14 +161,14 @@ class Backbone(nn.Module):
         ids = (first + torch.arange(int(lengths.sum()), device=self.device)) % self.vocab_size
         positions = torch.cat([torch.arange(length, device=self.device) for length in PROBE_LENGTHS])
         own = self.model.config._attn_implementation
-        with _quiet_transformers():
+        with quiet_transformers():
             self.model.set_attn_implementation(attention.IMPLEMENTATION)
         try:
             packed = self.forward(ids, positions, None, PackedLayout(lengths, self.device))
         except (ModelError, ValueError, KeyError, TypeError, RuntimeError):
             return False
         finally:
-            with _quiet_transformers():
+            with quiet_transformers():
                 self.model.set_attn_implementation(own)
         alone = [
             self.model(input_ids=part[None], **self._optional(None)) for part in torch.split(ids, list(PROBE_LENGTHS))
@@ -221,22 +221,14 @@ def load_model(
         dtype: of the weights that are not low-bit; the files' own when None.
         quant: the format of the linear layers' weights; none when None, unless the files are quantised.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    try:
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            "not a model configuration that transformers knows",
-            where=directory / "config.json",
-            got=_first_line(error),
-            do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
-        ) from None
+    config = load_config(directory)
     attention.register()
     arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
     plan = quantized_base(directory) or quant
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             if plan is not None:
                 files = tuple(open_safetensors(path) for path in weight_files(directory))
                 return load_low_bit(_model_class(config, AutoModel), config, files, plan, dtype, **arguments)
@@ -253,6 +245,70 @@ def load_model(
             return model, info, None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
+
+
+def load_config(directory: Path) -> Any:
+    """transformers' configuration of a model directory.
+
+    Raises:
+        ModelError: it is not one that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "not a model configuration that transformers knows",
+            where=directory / "config.json",
+            got=_first_line(error),
+            do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
+        ) from None
+
+
+def empty_model(config: Any, dtype: torch.dtype, *, classifier: bool) -> Any | None:
+    """transformers' model of a configuration without memory (on the meta device), to be given tensors.
+
+    Args:
+        config: with the number of labels, if it is a classifier.
+        dtype: of its weights.
+        classifier: the model with the architecture's classification head, or the base model that ``load_model`` loads.
+
+    Returns:
+        The model; None when the architecture has no classification head.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    attention.register()
+    auto_model = AutoModelForSequenceClassification if classifier else AutoModel
+    if type(config) not in auto_model._model_mapping:
+        return None
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if not classifier and _has_pooler(config, AutoModel) else {}
+    with torch.device("meta"), quiet_transformers():
+        return auto_model.from_config(config, dtype=dtype, **arguments).eval()
+
+
+def load_finished(directory: Path, *, classifier: bool, **settings: Any) -> Any:
+    """What a directory holds, exactly as transformers loads it for anybody, in evaluation mode.
+
+    Args:
+        directory: a model that ``save_pretrained`` wrote.
+        classifier: with the architecture's classification head.
+        settings: of the configuration, in place of the directory's own.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    auto_model = AutoModelForSequenceClassification if classifier else AutoModel
+    try:
+        with quiet_transformers():
+            return auto_model.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False, use_safetensors=True, **settings
+            ).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError("cannot load the model", where=directory, got=_first_line(error)) from None
 
 
 def _model_class(config: Any, auto_model: Any) -> Any:
@@ -296,7 +352,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' progress bars and load report: what they say is checked above. Restored on leaving."""
     from transformers.utils import logging
 
