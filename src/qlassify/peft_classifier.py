@@ -91,11 +91,15 @@ def load_peft_classifier(
     weight = head_tensors["weight"]
     names = _labels(found, labels, len(weight))
     prefix = _prefix(found, backbone)
-    adapter = {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
+    adapter = {
+        name.removeprefix(prefix): value for name, value in found.tensors.items() if not _is_head(found, name, prefix)
+    }
     paths = peft_format.adapted_paths(adapter, found.directory)
     for path in paths:
         _require_module(backbone.model, path, directory)
-    config = peft_format.from_settings(peft_format.with_targets(found.settings, adapter, paths), directory / CONFIG_FILE)
+    config = peft_format.from_settings(
+        peft_format.with_targets(found.settings, adapter, paths), directory / CONFIG_FILE
+    )
     attachment = attach(backbone.model, config, seed=0)
     copy_tensors(attachment.parameters(), peft_format.from_tensors(attachment, adapter), directory)
     head = ClassificationHead(backbone.hidden_size, len(names), seed=0, bias="bias" in head_tensors)
@@ -137,7 +141,9 @@ def _read(directory: Path) -> _Found:
         try:
             record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ModelError("cannot read what the export says of itself", where=directory / RECORD, got=error) from None
+            raise ModelError(
+                "cannot read what the export says of itself", where=directory / RECORD, got=error
+            ) from None
     own = {name.removeprefix(peft_format.PREFIX): value for name, value in tensors.items()}
     return _Found(directory, settings, own, record)
 
@@ -150,7 +156,9 @@ def _base(found: _Found, base: str | None) -> ModelSource:
     """
     named = str(found.record.get("base_model") or found.settings.get("base_model_name_or_path") or "")
     if base is None and not named:
-        raise ModelError("the adapter does not say what its base model is", where=found.directory, do="Give it as base.")
+        raise ModelError(
+            "the adapter does not say what its base model is", where=found.directory, do="Give it as base."
+        )
     source = resolve(named if base is None else base)
     wanted = found.record.get("base_sha256")
     if wanted is None and base is not None and base != named:
@@ -180,6 +188,12 @@ def _prefix(found: _Found, backbone: Backbone) -> str:
     return prefix if found.settings.get("task_type") == "SEQ_CLS" else ""
 
 
+def _is_head(found: _Found, name: str, prefix: str) -> bool:
+    """Whether a tensor is the head's: outside the base model, or in a module that was saved whole (BERT's pooler)."""
+    whole = set(found.settings.get("modules_to_save") or ())
+    return not name.startswith(prefix) or not whole.isdisjoint(name.split("."))
+
+
 def _head(found: _Found, backbone: Backbone) -> tuple[PoolingMode, dict[str, Tensor]]:
     """How the classifier pools, and the tensors of a linear head.
 
@@ -190,7 +204,7 @@ def _head(found: _Found, backbone: Backbone) -> tuple[PoolingMode, dict[str, Ten
         pooling: PoolingMode = found.record["pooling"]
         return pooling, read_tensors(found.directory / HEAD)
     prefix = _prefix(found, backbone)
-    tensors = {name: value for name, value in found.tensors.items() if not name.startswith(prefix)}
+    tensors = {name: value for name, value in found.tensors.items() if _is_head(found, name, prefix)}
     if set(tensors) == {"score.weight"} and backbone.causal:
         return "last", {"weight": tensors["score.weight"]}
     kind = backbone.model_type
@@ -233,4 +247,6 @@ def _require_module(model: nn.Module, path: str, where: Path) -> None:
     try:
         model.get_submodule(path)
     except AttributeError:
-        raise ModelError("the adapter belongs to another architecture", where=where, got=f"no {path} in the base") from None
+        raise ModelError(
+            "the adapter belongs to another architecture", where=where, got=f"no {path} in the base"
+        ) from None

@@ -26,8 +26,16 @@ LAYERS = {
     3: {"methods", "models"},
     4: {"training", "evaluation"},
     5: {
-        "pipeline", "stepwise", "job", "assessment", "artifact", "peft_classifier",
-        "runs", "scoring", "quantization", "export",
+        "pipeline",
+        "stepwise",
+        "job",
+        "assessment",
+        "artifact",
+        "peft_classifier",
+        "runs",
+        "scoring",
+        "quantization",
+        "export",
     },
     6: {"cli", "serving", "tuning", "distributed", "estimator"},
 }

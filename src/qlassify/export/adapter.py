@@ -2,8 +2,8 @@
 
 A run's own folder holds the adapter for the base model without a head. Here names begin below the whole model
 (``base_model.model.bert.encoder...``) and the architecture's classification head comes along, so that PEFT on
-``AutoModelForSequenceClassification`` gives the logits. Where that head cannot say what ours says, the adapter stays one
-for the base model and ``head.safetensors`` lies beside it.
+``AutoModelForSequenceClassification`` gives the logits. Where that head cannot say what ours says, the adapter stays
+one for the base model and ``head.safetensors`` lies beside it.
 
 PEFT knows its base model by name only. ``qlassify.json`` keeps what it has no place for: the hash of the base weights,
 the labels, the pooling.
@@ -12,6 +12,7 @@ the labels, the pooling.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from qlassify.export.padding import ExportTokenizer
 from qlassify.export.result import Written
 from qlassify.methods import peft_format
 from qlassify.methods.state import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
-from qlassify.models.backbone import load_finished
+from qlassify.models.backbone import has_optional_pooler, load_finished
 from qlassify.models.sequence_head import SequenceHead
 from qlassify.peft_classifier import RECORD
 from qlassify.pipeline import ClassifyPipeline
@@ -48,7 +49,7 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
             wanted="lora, qlora, dora, qdora or ia3",
             do="Export merged, if the method can be merged, or keep the run's own format.",
         )
-    architecture = architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, torch.float32, None)
+    architecture = architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, torch.float32)
     tensors = peft_format.to_tensors(attachment)
     notes: tuple[str, ...] = ()
     if isinstance(architecture.head, SequenceHead) and architecture.classifier is not None:
@@ -59,7 +60,9 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
         loads_with = "peft.PeftModel.from_pretrained on AutoModelForSequenceClassification"
         snippet = snippets.adapter(pipeline, loading_settings(architecture, tokenizer.pad_token_id))
         if head.form != "the head itself":
-            notes = (f"The head is the architecture's own ({head.form}). It predicts; it is not made for more training.",)
+            notes = (
+                f"The head is the architecture's own ({head.form}). It predicts; it is not made for more training.",
+            )
     else:
         assert not isinstance(architecture.head, SequenceHead)
         loads_with = "peft.PeftModel.from_pretrained on AutoModel, and head.safetensors on the pooled hidden states"
@@ -97,7 +100,8 @@ def _record(pipeline: ClassifyPipeline, base: str) -> dict[str, Any]:
 def loading_settings(architecture: Architecture, pad_token_id: int) -> str:
     """What ``from_pretrained`` of the base model has to be told beside the number of labels, as source text."""
     assert isinstance(architecture.head, SequenceHead)
-    settings: dict[str, Any] = {"pad_token_id": pad_token_id, **architecture.head.settings}
+    pad = {"pad_token_id": pad_token_id} if architecture.config.pad_token_id == pad_token_id else {}
+    settings: dict[str, Any] = {**pad, **architecture.head.settings}
     return "".join(f", {name}={value!r}" for name, value in settings.items())
 
 
@@ -111,13 +115,21 @@ def load_adapter_runner(
         return None
     if pipeline.source.quantized() is not None:
         return None
-    architecture = architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, torch.float32, None)
+    architecture = architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, torch.float32)
     head, source = architecture.head, pipeline.source.directory
+    whole = isinstance(head, SequenceHead)
+    settings: dict[str, Any] = {"dtype": torch.float32}
     if isinstance(head, SequenceHead):
-        settings = {"pad_token_id": tokenizer.pad_token_id, **head.settings, "num_labels": len(pipeline.labels)}
-        base = load_finished(source, classifier=True, dtype=torch.float32, **settings)
-        return "peft", sequence_runner(PeftModel.from_pretrained(base, str(directory)).eval())
-    model = PeftModel.from_pretrained(load_finished(source, classifier=False, dtype=torch.float32), str(directory)).eval()
+        settings |= {"num_labels": len(pipeline.labels), **head.settings}
+        settings |= {"pad_token_id": architecture.config.pad_token_id}
+    elif has_optional_pooler(architecture.base):
+        settings |= {"add_pooling_layer": False}
+    with warnings.catch_warnings():
+        # PEFT asks transformers by old names; what it loads is compared with the classifier.
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(load_finished(source, classifier=whole, **settings), str(directory)).eval()
+    if whole:
+        return "peft", sequence_runner(model)
     tensors, pooling = read_tensors(directory / "head.safetensors"), pipeline.pooling
 
     def run(batch: PaddedBatch) -> Logits:

@@ -162,13 +162,13 @@ def require_same_tokens(tokenizer: Any, pipeline: ClassifyPipeline, sample: Samp
             )
 
 
-def compare(
-    library: str, pipeline: ClassifyPipeline, sample: Sample, reference: Logits, written: Logits
-) -> Check:
+def compare(library: str, pipeline: ClassifyPipeline, sample: Sample, reference: Logits, written: Logits) -> Check:
     """How far the written classifier's logits and scores are from the classifier's own."""
     labels, threshold = pipeline.labels, pipeline.run.evaluation.threshold
     first, second = (probabilities(one, multi_label=labels.multi_label) for one in (reference, written))
-    changed = sum(a != b for a, b in zip(decide(first, labels, threshold), decide(second, labels, threshold), strict=True))
+    changed = sum(
+        a != b for a, b in zip(decide(first, labels, threshold), decide(second, labels, threshold), strict=True)
+    )
     scores: list[float | None] = [None, None]
     if sample.rows is not None:
         scores = [

@@ -92,7 +92,7 @@ def export_classifier(
     )
     require_same_tokens(tokenizer.tokenizer, pipeline, sample)
     reference = _logits(pipeline, sample.encoded)
-    notes = () if tokenizer.note is None else (tokenizer.note,)
+    notes: tuple[str, ...] = () if tokenizer.note is None else (tokenizer.note,)
     notes += _merge_notes(pipeline, format, into)
     with _scratch(target) as scratch:
         expected = reference
@@ -104,12 +104,12 @@ def export_classifier(
         written = _write(pipeline, tokenizer, scratch, format, _TYPES[precision])
         check = _check(pipeline, tokenizer, scratch, format, sample, reference, expected, precision)
         snippet = written.snippet.replace(DIRECTORY, repr(str(target.resolve())))
-        result = ExportResult(
-            target, format, written.loads_with, {}, snippet, (*written.notes, *notes), check
-        )
+        result = ExportResult(target, format, written.loads_with, {}, snippet, (*written.notes, *notes), check)
         (scratch / "README.md").write_text(readme.render(pipeline, result), encoding="utf-8")
         files = {
-            one.relative_to(scratch).as_posix(): one.stat().st_size for one in sorted(scratch.rglob("*")) if one.is_file()
+            one.relative_to(scratch).as_posix(): one.stat().st_size
+            for one in sorted(scratch.rglob("*"))
+            if one.is_file()
         }
     return ExportResult(target, format, result.loads_with, files, snippet, result.notes, check)
 

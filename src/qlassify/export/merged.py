@@ -1,15 +1,14 @@
 """``merged``: one model directory for transformers, the method's change inside the weights.
 
 Where the architecture's own classification head can say what ours says (``models.sequence_head``), the directory is an
-``AutoModelForSequenceClassification``. Where it cannot, it is the base model with ``head.safetensors`` beside it, and the
-directory's README says how to put the two together. Mean-pooled classifiers are also a sentence-transformers model whose
-last module gives the logits.
+``AutoModelForSequenceClassification``. Where it cannot, it is the base model with ``head.safetensors`` beside it, and
+the directory's README says how to put the two together. Mean-pooled classifiers are also a sentence-transformers model
+whose last module gives the logits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,7 @@ class Architecture:
         return f"{self.classifier.base_model_prefix}." if self.classifier is not None else ""
 
 
-def architecture_of(
-    pipeline: ClassifyPipeline, pad_token_id: int, rows: int, dtype: torch.dtype, tensors: Mapping[str, Tensor] | None
-) -> Architecture:
+def architecture_of(pipeline: ClassifyPipeline, pad_token_id: int, rows: int, dtype: torch.dtype) -> Architecture:
     """The architecture of a classifier, and our head in its words.
 
     Args:
@@ -65,7 +62,6 @@ def architecture_of(
         pad_token_id: padding in the export.
         rows: rows of the token embedding.
         dtype: of the weights to come.
-        tensors: the base model's tensors if they are at hand, else they are taken from the pipeline's backbone.
     """
     config = load_config(pipeline.source.directory)
     if hasattr(config, "quantization_config"):
@@ -74,21 +70,23 @@ def architecture_of(
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
     config.problem_type = MULTI_LABEL if pipeline.labels.multi_label else SINGLE_LABEL
-    config.pad_token_id = pad_token_id
+    if pipeline.pooling == "last" or config.pad_token_id is None:
+        # Elsewhere it is the architecture's own business: RoBERTa's positions start behind it.
+        config.pad_token_id = pad_token_id
     config.vocab_size = rows
-    base, classifier = (empty_model(config, dtype, classifier=one) for one in (False, True))
+    base: Any = empty_model(config, dtype, classifier=False)
+    classifier = empty_model(config, dtype, classifier=True)
     if classifier is None:
         reason = NoSequenceHead(f"transformers has no classification head for {config.model_type}")
         return Architecture(config, base, None, reason)
-    linear = _linear_head(pipeline, base, tensors)
-    return Architecture(config, base, classifier, express(classifier, linear))
+    return Architecture(config, base, classifier, express(classifier, _linear_head(pipeline, base)))
 
 
-def _linear_head(pipeline: ClassifyPipeline, base: nn.Module, tensors: Mapping[str, Tensor] | None) -> LinearHead:
+def _linear_head(pipeline: ClassifyPipeline, base: nn.Module) -> LinearHead:
     """Our head with the last norm before it."""
     head = pipeline.trainable.classifier.head
     path = last_layer_norm(base)
-    known = pipeline.backbone.model.state_dict() if tensors is None else tensors
+    known = pipeline.backbone.model.state_dict()
 
     def norm(name: str) -> Tensor | None:
         found = None if path is None else known.get(f"{path}.{name}")
@@ -103,20 +101,16 @@ def merged_tensors(
     pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, dtype: torch.dtype
 ) -> tuple[Architecture, dict[str, Tensor]]:
     """The architecture and the tensors of its base model, from a pipeline whose adapters are merged."""
-    vocab_size = pipeline.backbone.vocab_size
-    plain = architecture_of(pipeline, tokenizer.pad_token_id, vocab_size, dtype, None)
-    tensors = plain_tensors(pipeline.backbone.model, plain.base, dtype)
-    if tokenizer.rows > vocab_size:
-        name = _embedding_name(plain.base)
-        table = tensors[name]
-        # The row is never read: nothing attends to padding.
-        tensors[name] = torch.cat([table, table.new_zeros(tokenizer.rows - vocab_size, table.shape[1])])
-    return architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, dtype, tensors), tensors
-
-
-def _embedding_name(base: Any) -> str:
-    embedding = base.get_input_embeddings()
-    return next(f"{path}.weight" for path, module in base.named_modules() if module is embedding)
+    model: Any = pipeline.backbone.model
+    embedding = model.get_input_embeddings()
+    more = tokenizer.rows - pipeline.backbone.vocab_size
+    if more > 0:
+        # The rows are never read: nothing attends to padding.
+        table = embedding.weight.detach()
+        grown = torch.cat([table, table.new_zeros(more, table.shape[1])])
+        embedding.weight, embedding.num_embeddings = nn.Parameter(grown, requires_grad=False), tokenizer.rows
+    architecture = architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, dtype)
+    return architecture, plain_tensors(model, architecture.base, dtype)
 
 
 def write_merged(

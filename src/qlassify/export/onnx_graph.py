@@ -12,7 +12,9 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def write_onnx(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, directory
     open_sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     # The exporter reports its progress on standard output and warns of its own dependencies; what it makes is compared
     # with the classifier afterwards.
-    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with torch.no_grad(), warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             classifier,
@@ -108,6 +110,18 @@ def write_onnx(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, directory
         program.save(str(directory / GRAPH))
     tokenizer.tokenizer.save_pretrained(str(directory))
     return Written("onnxruntime.InferenceSession", snippets.onnx(pipeline))
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without its remarks on standard output and in the log, such as that torchvision is not there."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def load_onnx_runner(directory: Path) -> tuple[str, Runner]:

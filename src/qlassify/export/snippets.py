@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlassify.artifact import HEAD
+from qlassify.models.backbone import has_optional_pooler
 from qlassify.models.pooling import PoolingMode
 from qlassify.pipeline import ClassifyPipeline
 
@@ -51,7 +52,7 @@ def sequence_classification(pipeline: ClassifyPipeline) -> str:
 
 def base_and_head(pipeline: ClassifyPipeline, model: Any) -> str:
     """``AutoModel`` and ``head.safetensors``."""
-    extra = ", add_pooling_layer=False" if getattr(model, "pooler", 0) is None else ""
+    extra = ", add_pooling_layer=False" if has_optional_pooler(model) else ""
     return (
         "import torch\n"
         "from safetensors.torch import load_file\n"
@@ -99,7 +100,7 @@ def adapter(pipeline: ClassifyPipeline, settings: str) -> str:
 
 def base_adapter(pipeline: ClassifyPipeline, model: Any) -> str:
     """``PeftModel`` on ``AutoModel``, and ``head.safetensors``."""
-    extra = ", add_pooling_layer=False" if getattr(model, "pooler", 0) is None else ""
+    extra = ", add_pooling_layer=False" if has_optional_pooler(model) else ""
     return (
         "import torch\n"
         "from peft import PeftModel\n"
@@ -122,7 +123,7 @@ def base_adapter(pipeline: ClassifyPipeline, model: Any) -> str:
 def onnx(pipeline: ClassifyPipeline) -> str:
     """onnxruntime."""
     decision = (
-        f"print([[labels[index] for index, one in enumerate(row) if one >= 0] for row in logits - shift])\n"
+        "print([[labels[index] for index, one in enumerate(row) if one >= 0] for row in logits - shift])\n"
         if pipeline.labels.multi_label
         else "print([labels[index] for index in logits.argmax(1)])\n"
     )
@@ -133,8 +134,7 @@ def onnx(pipeline: ClassifyPipeline) -> str:
         else ""
     )
     return (
-        ("import numpy as np\n" if pipeline.labels.multi_label else "")
-        + "import onnxruntime\n"
+        ("import numpy as np\n" if pipeline.labels.multi_label else "") + "import onnxruntime\n"
         "from transformers import AutoTokenizer\n\n"
         f"labels = {list(pipeline.labels.names)!r}\n"
         f"tokenizer = AutoTokenizer.from_pretrained({DIRECTORY})\n"

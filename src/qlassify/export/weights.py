@@ -1,8 +1,8 @@
 """The merged backbone's numbers under the names and in the shapes that its architecture has.
 
-After a merge some layers are not the architecture's own any more: a layer that was low-bit has become ``nn.Linear`` even
-where the architecture has ``Conv1D``, and low-bit layers that the method did not touch still are. An architecture without
-memory (``empty_model``) says what each tensor has to be; what it has no place for is an error.
+After a merge some layers are not the architecture's own any more: a layer that was low-bit has become ``nn.Linear``
+even where the architecture has ``Conv1D``, and low-bit layers that the method did not touch still are. An architecture
+without memory (``empty_model``) says what each tensor has to be; what it has no place for is an error.
 """
 
 from __future__ import annotations
@@ -75,4 +75,6 @@ def fill(model: Any, tensors: Mapping[str, Tensor]) -> None:
     try:
         model.load_state_dict(dict(tensors), strict=True, assign=True)
     except RuntimeError as error:
-        raise ModelError("the tensors are not those of the architecture", got=" ".join(str(error).split())[:300]) from None
+        raise ModelError(
+            "the tensors are not those of the architecture", got=" ".join(str(error).split())[:300]
+        ) from None

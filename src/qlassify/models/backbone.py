@@ -280,10 +280,12 @@ def empty_model(config: Any, dtype: torch.dtype, *, classifier: bool) -> Any | N
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     attention.register()
-    auto_model = AutoModelForSequenceClassification if classifier else AutoModel
+    auto_model: Any = AutoModelForSequenceClassification if classifier else AutoModel
     if type(config) not in auto_model._model_mapping:
         return None
-    arguments: dict[str, Any] = {"add_pooling_layer": False} if not classifier and _has_pooler(config, AutoModel) else {}
+    arguments: dict[str, Any] = (
+        {"add_pooling_layer": False} if not classifier and _has_pooler(config, AutoModel) else {}
+    )
     with torch.device("meta"), quiet_transformers():
         return auto_model.from_config(config, dtype=dtype, **arguments).eval()
 
@@ -320,6 +322,11 @@ def _model_class(config: Any, auto_model: Any) -> Any:
 def _has_pooler(config: Any, auto_model: Any) -> bool:
     """Whether the architecture's base model has an optional pooler that only its own heads use."""
     return "add_pooling_layer" in inspect.signature(_model_class(config, auto_model).__init__).parameters
+
+
+def has_optional_pooler(model: Any) -> bool:
+    """Whether a base model without a pooler would get one if nothing was said."""
+    return "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
 
 
 def _is_causal(model: Any) -> bool:

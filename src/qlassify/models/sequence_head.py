@@ -115,7 +115,9 @@ def express(model: Any, head: LinearHead) -> SequenceHead | NoSequenceHead:
     if forms is None:
         return NoSequenceHead(f"the classification head of {kind} is not one whose linear form is known here")
     if head.pooling != "cls":
-        return NoSequenceHead(f"the classification head of {kind} reads the first token, this classifier {_READS[head.pooling]}")
+        return NoSequenceHead(
+            f"the classification head of {kind} reads the first token, this classifier {_READS[head.pooling]}"
+        )
     first, second, modules = forms
     activation = _activation(model, kind)
     if activation == "tanh":
