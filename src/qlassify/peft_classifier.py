@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qlassify.artifact import HEAD, ClassifierRecord, LoadedClassifier
+from qlassify.config.quant import QuantConfig
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ConfigError, ModelError
 from qlassify.methods import peft_format
@@ -86,7 +87,9 @@ def load_peft_classifier(
     found = _read(directory)
     source = _base(found, base)
     placement = choose_placement(device, precision)
-    backbone = load_backbone(source.directory, placement.dtype, placement.device)
+    quant = found.record.get("quantization")
+    low_bit = None if quant is None else QuantConfig.parse(quant, where=str(directory / RECORD))
+    backbone = load_backbone(source.directory, placement.dtype, placement.device, quant=low_bit)
     pooling, head_tensors = _head(found, backbone)
     weight = head_tensors["weight"]
     names = _labels(found, labels, len(weight))
@@ -117,7 +120,8 @@ def load_peft_classifier(
         base_model=str(source.directory) if source.kind == "path" else source.name,
         base_sha256=source.sha256(),
         precision=placement.precision,
-        threshold=0.5,
+        threshold=float(found.record.get("threshold", 0.5)),
+        quantization=None if backbone.quant is None else backbone.quant.model_dump(mode="json"),
         head_bias=head.bias is not None,
     )
     classifier = Classifier(backbone, head.to(placement.device), pooling).eval()

@@ -105,9 +105,11 @@ def test_a_method_that_peft_has_not_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
 @pytest.mark.parametrize(("name", "pooling"), [("bert", "cls"), ("bert", "mean"), ("llama", "last")])
-def test_an_export_comes_back_as_it_was(name: str, pooling: str, tmp_path: Path) -> None:
-    pipeline = make_pipeline(save_base(name, tmp_path / "base"), pooling=pooling)
+def test_an_export_comes_back_as_it_was(name: str, pooling: str, kind: str, tmp_path: Path) -> None:
+    method = {"kind": kind, "rank": 4, "alpha": 8.0}
+    pipeline = make_pipeline(save_base(name, tmp_path / "base"), pooling=pooling, method=method)
     pipeline.save(tmp_path / "model")
     export_classifier(tmp_path / "model", tmp_path / "export", "peft")
     back = ClassifyPipeline.from_peft(tmp_path / "export", precision="fp32")

@@ -86,6 +86,7 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
 
 def _record(pipeline: ClassifyPipeline, base: str) -> dict[str, Any]:
     """What PEFT's own files have no place for."""
+    quant = pipeline.backbone.quant
     return {
         "base_model": base,
         "base_sha256": pipeline.source.sha256(),
@@ -94,6 +95,8 @@ def _record(pipeline: ClassifyPipeline, base: str) -> dict[str, Any]:
         "pooling": pipeline.pooling,
         "max_length": pipeline.encoder.max_length,
         "text_pair": pipeline.text_pair,
+        "threshold": pipeline.run.evaluation.threshold,
+        "quantization": None if quant is None else quant.model_dump(mode="json"),
     }
 
 

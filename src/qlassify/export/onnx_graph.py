@@ -90,7 +90,7 @@ def write_onnx(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, directory
     ids = torch.full(_EXAMPLE_SHAPE, int(pipeline.encoder.fallback_token_id))
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
-    ids[1, 4:] = tokenizer.pad_token_id % pipeline.backbone.vocab_size
+    ids[1, 4:] = tokenizer.pad_token_id
     arguments = (ids, mask, torch.zeros_like(ids)) if classifier.takes_types else (ids, mask)
     open_sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     # The exporter reports its progress on standard output and warns of its own dependencies; what it makes is compared

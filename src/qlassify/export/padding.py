@@ -60,14 +60,18 @@ def export_tokenizer(
     tokenizer.model_max_length = encoder.max_length
     own = tokenizer.pad_token_id
     last = _last_tokens(encoder, sample, pairs=pairs) if by_padding else set()
-    candidates = (own, *((tokenizer.eos_token_id, tokenizer.bos_token_id) if by_padding or own is None else ()))
-    chosen = next((int(one) for one in candidates if one is not None and int(one) not in last), None)
+    candidates = [own, tokenizer.eos_token_id, tokenizer.bos_token_id]
+    # Where padding is masked and never looked for, any token is as good.
+    candidates += [] if by_padding else [tokenizer.unk_token_id, 0]
+    limit = None if may_grow else vocab_size
+    known = [int(one) for one in candidates if one is not None and (limit is None or one < limit)]
+    chosen = next((one for one in known if one not in last), None)
     note = None
     if chosen is None:
         if not may_grow:
             raise ModelError(
-                "no token of the tokeniser can be padding, because texts end with each that could",
-                got=f"texts end with the padding token {tokenizer.pad_token!r}",
+                "no token of the tokeniser can be padding: texts end with it, or the model has no row for it",
+                got=", ".join(repr(tokenizer.convert_ids_to_tokens(one)) for one in known) or "no special token",
                 do="Export merged: there a padding token with an embedding of its own is added.",
             )
         tokenizer.add_special_tokens({"pad_token": NEW_PADDING})
@@ -75,9 +79,11 @@ def export_tokenizer(
         note = f"A padding token {NEW_PADDING} was added: every text ends with the tokeniser's own."
     elif chosen != own:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
-        note = f"Padding is {tokenizer.pad_token!r}: " + (
-            "the tokeniser had no padding token." if own is None else "every text ends with the tokeniser's own."
-        )
+        reasons = {
+            None: "the tokeniser had no padding token",
+            **dict.fromkeys(last, "texts end with the tokeniser's own"),
+        }
+        note = f"Padding is {tokenizer.pad_token!r}: {reasons.get(own, 'the model has no row for its own')}."
     return ExportTokenizer(tokenizer, chosen, max(vocab_size, chosen + 1), note)
 
 
