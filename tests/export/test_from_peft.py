@@ -16,6 +16,7 @@ from export_worlds import DECODER, OURS_TO_THEIRS, TEXTS, make_pipeline, our_log
 
 from qlassify import ClassifyPipeline
 from qlassify.errors import ConfigError, ModelError
+from qlassify.models.backbone import load_backbone
 
 pytestmark = [
     pytest.mark.parity,
@@ -88,11 +89,28 @@ def test_an_encoders_own_head_is_refused_with_what_can_be_done(name: str, tmp_pa
     names = {"distilbert": ["q_lin"], "modernbert": ["Wqkv"], "deberta": ["query_proj"]}.get(name, ["query"])
     config = peft.LoraConfig(r=4, target_modules=names, task_type="SEQ_CLS")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
-    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    peer = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for key, parameter in peer.named_parameters():
+            if "lora_B" in key:
+                parameter.add_(0.1)
+    peer.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="is not a linear layer") as caught:
         ClassifyPipeline.from_peft(tmp_path / "adapter")
     assert caught.value.do is not None
-    assert "merge_and_unload" in caught.value.do
+    # What it says to do can be done, and the merged base has the adapter in it.
+    prefix = model.base_model_prefix
+    assert f"merge_and_unload), save the model inside (model.{prefix}.save_pretrained)" in caught.value.do
+    batch = torch.arange(5, 14)[None]
+    with torch.no_grad():
+        wanted = peer(input_ids=batch, output_hidden_states=True).hidden_states[-1]
+    inside = getattr(peer.merge_and_unload(), prefix)
+    inside.save_pretrained(tmp_path / "merged")
+    backbone = load_backbone(tmp_path / "merged").model
+    backbone.set_attn_implementation("eager")
+    with torch.no_grad():
+        found = backbone(input_ids=batch).last_hidden_state
+    torch.testing.assert_close(found, wanted, **OURS_TO_THEIRS)
 
 
 def test_load_points_to_from_peft(tmp_path: Path) -> None:

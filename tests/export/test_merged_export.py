@@ -26,6 +26,7 @@ from qlassify import ClassifyPipeline
 from qlassify.errors import ConfigError, ModelError
 from qlassify.export import merged
 from qlassify.export.exporting import export_classifier
+from qlassify.quantization import quantize_model
 from tiny_jobs import LABELS
 from tiny_models import FAMILIES
 
@@ -208,6 +209,26 @@ def test_merging_into_the_original_weights_is_another_classifier_and_says_how_fa
         for name, parameter in plain.trainable_parameters().items():
             parameter.copy_(pipeline.trainable_parameters()[name])
     np.testing.assert_allclose(found, our_logits(plain), **OURS_TO_THEIRS)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_classifier_on_a_quantised_directory(name: str, tmp_path: Path) -> None:
+    base = save_base(name, tmp_path / "base")
+    quantize_model(str(base), tmp_path / "low")
+    pipeline = make_pipeline(tmp_path / "low", pooling="last" if name == "gpt2" else "cls")
+    saved(pipeline, tmp_path / "model")
+    export_classifier(tmp_path / "model", tmp_path / "export")
+    found = their_logits(load_whole(tmp_path / "export"), tmp_path / "export")
+    np.testing.assert_allclose(found, our_logits(pipeline), **OURS_TO_THEIRS)
+    with pytest.raises(ConfigError, match="the base model here is the quantised one"):
+        export_classifier(tmp_path / "model", tmp_path / "original", into="original")
+    result = export_classifier(tmp_path / "model", tmp_path / "original", into="original", base=str(base))
+    assert result.check is not None
+    # NF4 moves weights by several percent of their size; rounding moves logits by a millionth.
+    assert result.check.max_abs_delta > 1e-2
+    adapter = export_classifier(tmp_path / "model", tmp_path / "adapter", "peft")
+    assert adapter.check is None
+    assert "Not compared" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_original_weights_are_refused_where_there_are_none(tmp_path: Path) -> None:

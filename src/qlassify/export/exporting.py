@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -111,7 +112,7 @@ def export_classifier(
             for one in sorted(scratch.rglob("*"))
             if one.is_file()
         }
-    return ExportResult(target, format, result.loads_with, files, snippet, result.notes, check)
+    return replace(result, files=files)
 
 
 def _require_options(format: str, precision: str, into: str) -> None:
@@ -151,8 +152,8 @@ def _merge_notes(pipeline: ClassifyPipeline, format: str, into: str) -> tuple[st
                 do="Give the model that it was made from with --base.",
             )
         return (
-            f"Warning: merged into the original weights. The adapters were trained on them in {quant} and have learned "
-            "around what that lost; the comparison says how far the logits have moved.",
+            f"Warning: merged into the original weights. The adapters were trained on them in {quant} and may have "
+            "learned around what that lost; the comparison says how far the logits have moved.",
         )
     if quant is None or format == "peft":
         return ()
