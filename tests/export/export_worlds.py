@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import numpy.typing as npt
 import tokenizers
 import torch
 import transformers
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from qlassify import ClassifyPipeline, RunConfig
@@ -82,10 +83,29 @@ def save_words(directory: Path, ends: Ends, *, pad_first: bool = True, types: bo
     ).save_pretrained(str(directory))
 
 
+def save_letters(directory: Path) -> None:
+    """Write a tokeniser of letters, in the byte-level kind that transformers makes of any Qwen2 directory's."""
+    numbers = {
+        token: number for number, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "Ġ", *ascii_lowercase))
+    }
+    backend = tokenizers.Tokenizer(BPE(numbers, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        eos_token="[SEP]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(str(directory))
+
+
 def save_base(name: str, directory: Path, ends: Ends | None = None, **changes: Any) -> Path:
     """Write a tiny base model of a family with its tokeniser."""
     family = FAMILIES[name]
     save_tiny_model(name, directory, **changes)
+    if name == "qwen2":
+        save_letters(directory)
+        return directory
     save_words(
         directory,
         ends or (DECODER if family.causal else ENCODER),
@@ -120,6 +140,8 @@ def make_pipeline(
         }
     )
     pipeline = ClassifyPipeline.from_pretrained(base, run, labels=labels)
+    # Texts that all came to unknown tokens would show nothing.
+    assert len(set(pipeline.encoder.encode(list(TEXTS)).token_ids.tolist())) > 15
     pipeline.text_pair = text_pair
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():

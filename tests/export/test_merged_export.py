@@ -143,7 +143,7 @@ def test_the_last_token_is_found_whatever_padding_was(ends: Ends, expected: str,
 def test_a_padding_token_gets_a_row_where_the_table_is_full(tmp_path: Path) -> None:
     ends = Ends("[CLS]", "[SEP]", pad="[SEP]", eos="[SEP]")
     # Four special tokens and thirty words.
-    pipeline = make_pipeline(save_base("qwen2", tmp_path / "base", ends, vocab_size=34))
+    pipeline = make_pipeline(save_base("llama", tmp_path / "base", ends, vocab_size=34))
     saved(pipeline, tmp_path / "model")
     result = export_classifier(tmp_path / "model", tmp_path / "export")
     model = load_whole(tmp_path / "export")

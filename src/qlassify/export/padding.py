@@ -79,11 +79,11 @@ def export_tokenizer(
         note = f"A padding token {NEW_PADDING} was added: every text ends with the tokeniser's own."
     elif chosen != own:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
-        reasons = {
-            None: "the tokeniser had no padding token",
-            **dict.fromkeys(last, "texts end with the tokeniser's own"),
-        }
-        note = f"Padding is {tokenizer.pad_token!r}: {reasons.get(own, 'the model has no row for its own')}."
+        if own is None:
+            reason = "the tokeniser had no padding token"
+        else:
+            reason = "texts end with the tokeniser's own" if own in last else "the model has no row for its own"
+        note = f"Padding is {tokenizer.pad_token!r}: {reason}."
     return ExportTokenizer(tokenizer, chosen, max(vocab_size, chosen + 1), note)
 
 
