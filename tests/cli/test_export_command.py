@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,16 @@ def test_without_the_data_nothing_is_measured(command: Command, finished_run: Pa
     assert check["part"] == "made-up token sequences"
     assert (check["metric"], check["before"], check["after"]) == (None, None, None)
     assert "does not say what it was trained on" in check["note"]
+
+
+def test_data_that_has_changed_is_not_measured_on(command: Command, finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    facts = json.loads((run / "data.json").read_text())
+    facts["files"][0]["sha256"] = "0" * 64
+    (run / "data.json").write_text(json.dumps(facts))
+    check = json.loads(command("export", run, tmp_path / "export", "--json").out)["check"]
+    assert (check["part"], check["before"]) == ("made-up token sequences", None)
+    assert "the data has changed since the run began" in check["note"]
 
 
 def test_quiet_says_where(command: Command, finished_run: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = save_tiny_model("qwen2", tmp_path_factory.mktemp("decoder"), num_hidden_layers=2)
+    directory = save_tiny_model("llama", tmp_path_factory.mktemp("decoder"), num_hidden_layers=2)
     save_tokenizer(directory)
     return directory
 
