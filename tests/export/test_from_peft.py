@@ -15,6 +15,7 @@ import transformers
 from export_worlds import DECODER, OURS_TO_THEIRS, TEXTS, make_pipeline, our_logits, save_base, save_words, their_logits
 
 from qlassify import ClassifyPipeline
+from qlassify.data.samples import Sample
 from qlassify.errors import ConfigError, ModelError
 from qlassify.models.backbone import load_backbone
 
@@ -70,6 +71,20 @@ def test_causal_models_give_pefts_logits(name: str, method: str, tmp_path: Path)
     pipeline.save(tmp_path / "model")
     again = ClassifyPipeline.load(tmp_path / "model", precision="fp32")
     assert np.array_equal(our_logits(again), our_logits(pipeline))
+
+
+def test_training_goes_on_from_where_peft_left_it(tmp_path: Path) -> None:
+    base = save_decoder("llama", tmp_path / "base")
+    save_peft(base, tmp_path / "adapter", CONFIGS["lora"](["q_proj"], task_type="SEQ_CLS"))
+    pipeline = ClassifyPipeline.from_peft(tmp_path / "adapter", precision="fp32")
+    samples = [Sample(text, index % 3) for index, text in enumerate(TEXTS)]
+    before = pipeline.forward_only(samples).avg_loss
+    first = pipeline.train_batch(samples).avg_loss
+    # The same texts in the same batch: one loss, computed with and without a graph.
+    assert first == pytest.approx(before, rel=1e-5)
+    for _ in range(20):
+        last = pipeline.train_batch(samples).avg_loss
+    assert last < 0.9 * first
 
 
 def test_only_some_layers(tmp_path: Path) -> None:

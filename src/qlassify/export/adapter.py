@@ -42,9 +42,9 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
     attachment = pipeline.trainable.attachment
     base = str(pipeline.source.directory) if pipeline.source.kind == "path" else pipeline.source.name
     settings = peft_format.to_settings(attachment, base)
-    if "peft_type" not in settings:
+    if settings.get("peft_type") not in ("LORA", "IA3"):
         raise ModelError(
-            "PEFT has no such method",
+            "PEFT has no such method for a classifier",
             got=str(attachment.config),
             wanted="lora, qlora, dora, qdora or ia3",
             do="Export merged, if the method can be merged, or keep the run's own format.",
