@@ -1,7 +1,7 @@
 """A trained classifier as a folder: everything that predicting needs, except the base model's weights.
 
     adapter_config.json, adapter_model.safetensors    the method, in PEFT's format
-    head.safetensors                                  weight (C, H) and bias (C,), fp32
+    head.safetensors                                  weight (C, H) and, if it has one, bias (C,), fp32
     classifier.json                                   labels, pooling, base model and its hash, maximal length ...
     tokenizer.json and companions                     the tokeniser that the training texts went through
 
@@ -58,6 +58,7 @@ class ClassifierRecord:
         precision: arithmetic of the backbone while training, ``bf16`` or ``fp32``.
         threshold: probability from which a label counts as given (multi-label).
         quantization: the format of the backbone's low-bit weights, or None; quantising again gives the same codes.
+        head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
     """
 
     labels: tuple[str, ...]
@@ -70,6 +71,7 @@ class ClassifierRecord:
     precision: str
     threshold: float
     quantization: Mapping[str, Any] | None = None
+    head_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,8 @@ def load_head(record: ClassifierRecord, directory: Path, backbone: Backbone) -> 
     Raises:
         ModelError: it is missing, damaged, or of another shape.
     """
-    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0).to(backbone.device)
+    head = ClassificationHead(backbone.hidden_size, len(record.labels), seed=0, bias=record.head_bias)
+    head = head.to(backbone.device)
     copy_tensors(dict(head.named_parameters()), read_tensors(directory / HEAD), directory / HEAD)
     return head
 

@@ -156,7 +156,9 @@ def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]
         raise CheckpointError(
             "the run is finished", where=path, do=f"Look at {folder.evaluation / 'report.html'}, or train anew."
         )
-    run = RunConfig.parse(read_settings(folder.config), where=str(folder.config))
+    # Runs that do not record it began when every head had a bias.
+    settings = layer({"model": {"head_bias": True}}, read_settings(folder.config))
+    run = RunConfig.parse(settings, where=str(folder.config))
     dataset = read_dataset(run)
     require_same_data(folder, dataset)
     yield DatasetEvent(dataset)
@@ -206,6 +208,7 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
             **run.model.model_dump(),
             "base": str(base.directory) if base.kind == "path" else base.name,
             "pooling": pipeline.pooling,
+            "head_bias": pipeline.head_bias,
             "max_length": pipeline.encoder.max_length,
             "precision": pipeline.placement.precision,
             "device": pipeline.placement.device,

@@ -3,6 +3,7 @@
     from_pretrained   find and load the base model and its tokeniser
     fit               read, label, split, tokenise, train, keep the best weights
     evaluate, predict, predict_proba
+    from_peft         an adapter that PEFT trained
     save, load        a folder that gives bitwise the same logits in a fresh process
 
 The command (``job``) walks the same road and writes a run folder on the way. Training by hand, batch by batch, is the
@@ -11,8 +12,6 @@ face that this class inherits (``stepwise``).
 
 from __future__ import annotations
 
-import difflib
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qlassify.artifact import ClassifierRecord, LoadedClassifier, load_classifier, model_folder, save_classifier
+from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_classifier, model_folder, save_classifier
 from qlassify.config import recommend
 from qlassify.config.classify import ClassifyConfig
 from qlassify.config.files import layer
@@ -33,11 +32,14 @@ from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
 from qlassify.data.labels import LabelMap, build_label_map, label_counts
 from qlassify.data.tokenise import Encoded
-from qlassify.errors import ConfigError, DataError
+from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
-from qlassify.evaluation.predict import TOKEN_BUDGET, predict_logits, predict_vectors, probabilities
+from qlassify.evaluation.predict import TOKEN_BUDGET, predict_logits, probabilities
+from qlassify.evaluation.selection import require_score
+from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
 from qlassify.planning.plan import Plan, human_bytes, make_plan, make_probe_plan
+from qlassify.probing import probe_solver
 from qlassify.quant.linear import low_bit_layers
 from qlassify.stepwise import StepwisePipeline, Trainable
 from qlassify.training.checkpoint import CheckpointStore
@@ -132,13 +134,71 @@ class ClassifyPipeline(StepwisePipeline):
             ModelError: something is missing, damaged, or belongs to another base model.
         """
         path = model_folder(Path(directory))
-        loaded = load_classifier(path, device=device, precision=precision, base_model=base)
+        if not (path / RECORD).is_file() and is_adapter(path):
+            raise ModelError(
+                "an adapter as PEFT saves it, not a saved classifier",
+                where=path,
+                wanted=f"a run folder or a model folder with {RECORD}",
+                do="Load it with ClassifyPipeline.from_peft.",
+            )
+        return cls._of(load_classifier(path, device=device, precision=precision, base_model=base))
+
+    @classmethod
+    def from_peft(
+        cls,
+        directory: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        multi_label: bool | None = None,
+        max_length: int = 512,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Self:
+        """Load a classifier that PEFT trained (``PeftModelForSequenceClassification``) or that we exported for PEFT.
+
+        LoRA, rsLoRA, DoRA and IA3 on causal models give PEFT's logits. An encoder's own classification head is not
+        linear, so such an adapter is refused, unless it is an export of ours.
+
+        Args:
+            directory: ``adapter_config.json`` and ``adapter_model.safetensors``.
+            base: where the base model is; where the adapter says when None.
+            labels: names of the classes in the order of the logits; their numbers when nothing names them.
+            multi_label: whether a text may have several labels; no when None, unless an export of ours says so.
+            max_length: longest text in tokens.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``auto``, ``bf16`` or ``fp32``.
+
+        Raises:
+            ModelError: no such adapter, another base model, or a head that does not compute what ours does.
+            ConfigError: the labels are not as many as the head has classes.
+        """
+        return cls._of(
+            load_peft_classifier(
+                Path(directory),
+                base=None if base is None else os.fspath(base),
+                labels=labels,
+                multi_label=multi_label,
+                max_length=max_length,
+                device=device,
+                precision=precision,
+            )
+        )
+
+    @classmethod
+    def _of(cls, loaded: LoadedClassifier) -> Self:
+        """A pipeline around a classifier that exists."""
         record = loaded.record
         quant, method = loaded.classifier.backbone.quant, loaded.attachment.config
         if quant is not None and isinstance(method, LoraConfig):
             method = method.replace(kind="qdora" if method.dora else "qlora")
         run = RunConfig(
-            model=ModelConfig(base=record.base_model, pooling=record.pooling, max_length=record.max_length),
+            model=ModelConfig(
+                base=record.base_model,
+                pooling=record.pooling,
+                max_length=record.max_length,
+                head_bias=record.head_bias,
+            ),
             quant=quant,
             method=method,
             evaluation=EvaluationConfig(threshold=record.threshold),
@@ -300,10 +360,12 @@ class ClassifyPipeline(StepwisePipeline):
         stop: StopRequest | None = None,
     ) -> TrainingLoop | ProbeSolver:
         """What trains on a data set's training rows and scores its validation rows: a loop, or a probe's solver."""
-        trainable = self.trainable
-        self._require_score()
-        if isinstance(self.run.method, ProbeConfig):
-            return self._probe_solver(self.run.method, dataset, encoded)
+        trainable, training, method = self.trainable, self.run.training, self.run.method
+        require_score(training.selection_metric, self.labels.names, multi_label=self.labels.multi_label)
+        if isinstance(method, ProbeConfig):
+            return probe_solver(
+                trainable, dataset, encoded, penalties=method.penalties, config=training, metrics=self._metrics
+            )
 
         def score() -> Mapping[str, float | None]:
             values = self.score(dataset.validation, encoded["validation"]).values
@@ -312,63 +374,13 @@ class ClassifyPipeline(StepwisePipeline):
         return TrainingLoop(
             trainable.stepper,
             TrainingSet(encoded["train"], dataset.train.targets, dataset.train.corpus.rows),
-            self.run.training,
+            training,
             seed=self.run.seed,
             dropout_generator=trainable.attachment.dropout_generator,
             scorer=score,
             store=store,
             stop=stop,
         )
-
-    def _probe_solver(self, method: ProbeConfig, dataset: Dataset, encoded: Mapping[str, Encoded]) -> ProbeSolver:
-        """Vectors of training and validation rows are formed once, when the run begins."""
-        trainable = self.trainable
-        head, validation = trainable.classifier.head, dataset.validation
-
-        @functools.cache
-        def vectors(part: str) -> torch.Tensor:
-            return torch.from_numpy(predict_vectors(trainable.classifier, encoded[part])).to(head.weight.device)
-
-        def score() -> Mapping[str, float | None]:
-            with torch.no_grad():
-                logits = head(vectors("validation")).float().cpu().numpy()
-            values = self._metrics(validation, probabilities(logits, multi_label=self.labels.multi_label)).values
-            return {"loss": values["log_loss"], **values}
-
-        return ProbeSolver(
-            head,
-            lambda: vectors("train").cpu(),
-            dataset.train.targets,
-            trainable.stepper.objective,
-            penalties=method.penalties,
-            config=self.run.training,
-            scorer=score,
-        )
-
-    def _require_score(self) -> None:
-        """Refuse a selection metric that no evaluation has.
-
-        Raises:
-            ConfigError: it is none of ``score_names``.
-        """
-        metric, known = self.run.training.selection_metric, self.score_names()
-        if metric not in known:
-            near = difflib.get_close_matches(metric, known, n=1)
-            raise ConfigError(
-                "the selection metric is not a score",
-                where="training.selection_metric",
-                got=metric,
-                wanted=", ".join(known),
-                do=f"Did you mean {near[0]}?" if near else None,
-            )
-
-    def score_names(self) -> tuple[str, ...]:
-        """The scores that an evaluation of this pipeline's kind of labels has, ``loss`` first."""
-        size, multi_label = len(self.labels), self.labels.multi_label
-        targets = np.zeros((1, size), np.float32) if multi_label else np.zeros(1, np.int64)
-        probabilities_NC = np.full((1, size), 1 / size)
-        found = evaluate_predictions(targets, probabilities_NC, self.labels.names, multi_label=multi_label)
-        return ("loss", *found.values)
 
     def score(self, rows: LabelledRows, encoded: Encoded) -> Metrics:
         """Metrics of labelled rows that are tokenised already."""
@@ -446,6 +458,7 @@ class ClassifyPipeline(StepwisePipeline):
             precision=self.placement.precision,
             threshold=self.run.evaluation.threshold,
             quantization=None if self.backbone.quant is None else self.backbone.quant.model_dump(mode="json"),
+            head_bias=trainable.classifier.head.bias is not None,
         )
         save_classifier(
             LoadedClassifier(

@@ -73,7 +73,7 @@ def evaluate_run(
             and predictions are written if it is given; a report needs the run.
     """
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
-    folder, run = _run_of(path)
+    folder, run = run_of(path)
     own = {} if run is None else run.data.model_dump(include=set(_READING))
     settings = DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
     corpus = read_corpus(data, read_options(settings))
@@ -110,7 +110,7 @@ def evaluate_run(
 _READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")
 
 
-def _run_of(path: Path) -> tuple[RunFolder | None, RunConfig | None]:
+def run_of(path: Path) -> tuple[RunFolder | None, RunConfig | None]:
     """The run folder that ``path`` is or lies in, with its settings; None twice when there is none."""
     for candidate in (path, path.resolve().parent):
         folder = RunFolder(candidate)
@@ -154,7 +154,7 @@ def predict_file(
         source: a path, or ``-`` for standard input.
         reading: settings that say how to read it.
     """
-    _, run = _run_of(path)
+    _, run = run_of(path)
     own = (
         {} if run is None or not _has_columns(source) else run.data.model_dump(include={"text", "text_pair", "header"})
     )

@@ -38,7 +38,7 @@ from qlassify.methods.inject import Attachment, attach, linear_layers, rate_fact
 from qlassify.methods.state import merge
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
-from qlassify.models.head import ClassificationHead
+from qlassify.models.head import ClassificationHead, wants_bias
 from qlassify.models.pooling import PoolingMode, choose_pooling
 from qlassify.models.source import ModelSource, resolve
 from qlassify.planning.plan import ModelShape, human_count
@@ -145,8 +145,9 @@ class StepwisePipeline:
                 wanted=f"at most {room}",
             )
         attachment = attach(self.backbone.model, run.method, seed=run.seed)
-        head = ClassificationHead(self.backbone.hidden_size, len(labels), seed=run.seed).to(self.backbone.device)
-        return self.adopt(labels, Classifier(self.backbone, head, self.pooling), attachment, counts)
+        head = ClassificationHead(self.backbone.hidden_size, len(labels), seed=run.seed, bias=self.head_bias)
+        classifier = Classifier(self.backbone, head.to(self.backbone.device), self.pooling)
+        return self.adopt(labels, classifier, attachment, counts)
 
     def adopt(
         self,
@@ -347,6 +348,11 @@ class StepwisePipeline:
         return self.trainable.stepper.optimizer.learning_rate
 
     # Facts
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the settings give the head a bias."""
+        return wants_bias(self.run.model.head_bias, causal=self.backbone.causal, pooling=self.pooling)
 
     def is_cuda(self) -> bool:
         """Whether the model is on a CUDA device."""

@@ -113,6 +113,7 @@ def test_the_settings_on_record_leave_nothing_open(reference: Path, tiny_base: P
         "base": str(tiny_base.resolve()),
         "pooling": "cls",
         "max_length": 64,
+        "head_bias": True,
         "precision": "fp32",
         "device": "cpu",
         "dense_copies": "never",

@@ -134,3 +134,18 @@ def test_the_head_works_on_vectors_as_they_come() -> None:
     wanted = torch.addmm(solution.bias, standard, solution.weight.T)
     # The head is fp32: seven products of about one each.
     torch.testing.assert_close(probe.head(vectors.float()).double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_without_a_bias_is_solved_for_too() -> None:
+    """Nothing stands for the mean then: the vectors are only scaled, and the minimum is that of the weights alone."""
+    vectors, targets = vectors_and_classes(seed=6)
+    head = ClassificationHead(WIDTH, CLASSES, seed=0, bias=False)
+    probe = ProbeSolver(
+        head, lambda: vectors.float(), targets.numpy(), Objective(), penalties=(0.01,), config=TrainingConfig(),
+        scorer=lambda: {"macro_f1": 0.5},
+    )  # fmt: skip
+    list(probe.run())
+    scaled = (vectors.float() / vectors.float().std(dim=0, correction=0)).double()
+    peer = scikit_learn(scaled, targets, 0.01, fit_intercept=False)
+    wanted = torch.from_numpy(scaled.numpy() @ peer.coef_.T)
+    torch.testing.assert_close(head(vectors.float()).double(), wanted, atol=2e-3, rtol=1e-3)

@@ -77,6 +77,8 @@ class ClassifyConfig(Section):
     """Scale by alpha / sqrt(rank)."""
     pooling: Pooling = "auto"
     """Which hidden states make the text's vector."""
+    head_bias: Literal["auto"] | bool = "auto"
+    """Whether the head adds a bias; by architecture and pooling when auto."""
     precision: Precision = "auto"
     """Arithmetic of the frozen backbone."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -151,6 +153,7 @@ class ClassifyConfig(Section):
                 base=base,
                 pooling=self.pooling,
                 max_length=self.max_seq_len,
+                head_bias=self.head_bias,
                 precision=self.precision,
                 device=self.device,
             ),

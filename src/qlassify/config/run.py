@@ -61,6 +61,9 @@ class ModelConfig(Section):
     """Which hidden states make the text's vector; by architecture when auto."""
     max_length: int = pydantic.Field(default=512, ge=4)
     """Longest text in tokens, special tokens included; never above what the model has positions for."""
+    head_bias: Literal["auto"] | bool = "auto"
+    """Whether the classification head adds a bias; auto gives none to a causal model pooled at the last token, because
+    the heads that transformers has for such models have none, and one everywhere else."""
     precision: Precision = "auto"
     """Arithmetic of the frozen backbone; bf16 where the hardware multiplies it, else fp32, when auto."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

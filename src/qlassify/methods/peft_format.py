@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlassify.config.method import Ia3Config, LoraConfig, MethodConfig, PrefixConfig
 from qlassify.errors import ConfigError, ModelError
@@ -50,7 +50,7 @@ def _lora_settings(attachment: Attachment, config: LoraConfig) -> dict[str, Any]
         "r": rank,
         "lora_alpha": config.scaling * rank if doubled else config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": _names(attachment, attachment.layers),
+        "target_modules": shortest_names(attachment.model, attachment.layers),
         "use_rslora": config.rslora and not doubled,
         "use_dora": config.dora,
         "bias": "none",
@@ -88,11 +88,37 @@ def _prefix_settings(attachment: Attachment, config: PrefixConfig) -> dict[str, 
     }
 
 
-def _names(attachment: Attachment, paths: Iterable[str]) -> list[str]:
-    """The last parts of the paths, where these alone name exactly those modules; else the paths."""
+def for_classifier(
+    settings: Mapping[str, Any], attachment: Attachment, model: nn.Module, prefix: str, modules: Iterable[str]
+) -> dict[str, Any]:
+    """The settings of an adapter of a base model as those of one of the whole classifier.
+
+    Args:
+        settings: from ``to_settings``.
+        attachment: the method on the base model.
+        model: the whole classifier, whose modules the names must not take in by accident.
+        prefix: what stands before the base model's names in those of the whole.
+        modules: the modules of its head, which are saved whole.
+    """
+    whole = {**settings, "task_type": "SEQ_CLS", "modules_to_save": list(modules)}
+    whole["target_modules"] = shortest_names(model, [f"{prefix}{path}" for path in attachment.layers])
+    if "feedforward_modules" in settings:
+        # PEFT asks for each of these among the targets, by the same name.
+        whole["target_modules"] = sorted(f"{prefix}{path}" for path in attachment.layers)
+        whole["feedforward_modules"] = [f"{prefix}{path}" for path in settings["feedforward_modules"]]
+    return whole
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors of a base model's adapter under the names of one of the whole classifier."""
+    return {f"{PREFIX}{prefix}{name.removeprefix(PREFIX)}": value for name, value in tensors.items()}
+
+
+def shortest_names(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """The last parts of the paths, where these alone name exactly those modules of a model; else the paths."""
     chosen = set(paths)
     endings = {path.rpartition(".")[2] for path in chosen}
-    named = {path for path, _ in attachment.model.named_modules() if path.rpartition(".")[2] in endings}
+    named = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in endings}
     return sorted(endings if named == chosen else chosen)
 
 
@@ -116,6 +142,36 @@ def from_settings(settings: Mapping[str, Any], path: Path) -> MethodConfig:
     except (KeyError, TypeError, ConfigError, pydantic.ValidationError) as error:
         raise ModelError("the adapter's configuration cannot be used", where=path, got=error) from None
     raise ModelError("this kind of adapter is not supported", where=path, got=kind, wanted="LORA, IA3 or PREFIX_TUNING")
+
+
+def adapted_paths(tensors: Mapping[str, Tensor], where: object) -> list[str]:
+    """Paths of the modules that an adapter's tensors belong to, in the order of their names.
+
+    Raises:
+        ModelError: a tensor is of no kind that LoRA, DoRA or IA3 have.
+    """
+    paths = set()
+    for name in tensors:
+        ending = next((one for one in _ENDINGS if name.endswith(f".{one}")), None)
+        if ending is None:
+            raise ModelError("the adapter has tensors of an unknown kind", where=where, got=name, wanted="LoRA or IA3")
+        paths.add(name.removesuffix(f".{ending}"))
+    if not paths:
+        raise ModelError("the adapter changes no module of the base model", where=where)
+    return sorted(paths)
+
+
+_ENDINGS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "ia3_l")
+
+
+def with_targets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], paths: Iterable[str]) -> dict[str, Any]:
+    """The settings with the adapted modules by their full paths, as the tensors have them."""
+    changed = {**settings, "target_modules": list(paths)}
+    if settings.get("peft_type") == "IA3":
+        # A vector on the input is kept as (1, in), one on the output as (out, 1).
+        inner = [path for path in paths if tensors[f"{path}.ia3_l"].shape[0] == 1]
+        changed["feedforward_modules"] = inner
+    return changed
 
 
 def _lora_config(settings: Mapping[str, Any], path: Path) -> LoraConfig:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +41,15 @@ def read_adapter_config(directory: Path) -> MethodConfig:
     Raises:
         ModelError: missing, unreadable, or a kind of adapter that is not supported.
     """
+    return peft_format.from_settings(read_settings(directory), directory / CONFIG_FILE)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings in an adapter's ``adapter_config.json``.
+
+    Raises:
+        ModelError: missing or unreadable.
+    """
     path = directory / CONFIG_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +57,7 @@ def read_adapter_config(directory: Path) -> MethodConfig:
         raise ModelError("cannot read the adapter's configuration", where=path, got=error) from None
     if not isinstance(settings, dict):
         raise ModelError("not an adapter's configuration", where=path, got=type(settings).__name__)
-    return peft_format.from_settings(settings, path)
+    return settings
 
 
 def load_adapter(attachment: Attachment, directory: Path) -> None:

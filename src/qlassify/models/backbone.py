@@ -197,7 +197,7 @@ class Backbone(nn.Module):
         ids = (first + torch.arange(int(lengths.sum()), device=self.device)) % self.vocab_size
         positions = torch.cat([torch.arange(length, device=self.device) for length in PROBE_LENGTHS])
         own = self.model.config._attn_implementation
-        with _quiet_transformers():
+        with quiet_transformers():
             self.model.set_attn_implementation(attention.IMPLEMENTATION)
         try:
             layout = PackedLayout(lengths, self.device)
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
         except (ModelError, ValueError, KeyError, TypeError, RuntimeError):
             return False
         finally:
-            with _quiet_transformers():
+            with quiet_transformers():
                 self.model.set_attn_implementation(own)
         alone = [
             self.model(input_ids=part[None], **self._optional(None)) for part in torch.split(ids, list(PROBE_LENGTHS))
@@ -274,7 +274,7 @@ def load_model(
     arguments: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
     plan = quantized_base(directory) or quant
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             if plan is not None:
                 files = tuple(open_safetensors(path) for path in weight_files(directory))
                 return load_low_bit(
@@ -328,9 +328,56 @@ def load_skeleton(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
 
     config = load_config(directory)
     extra = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
-    with torch.device("meta"), _quiet_transformers():
+    with torch.device("meta"), quiet_transformers():
         model: nn.Module = _model_class(config, AutoModel)(config, **extra).to(dtype)
     return model.eval().requires_grad_(False)
+
+
+def empty_model(config: Any, dtype: torch.dtype, *, classifier: bool) -> Any | None:
+    """transformers' model of a configuration without memory (on the meta device), to be given tensors.
+
+    Args:
+        config: with the number of labels, if it is a classifier.
+        dtype: of its weights.
+        classifier: the model with the architecture's classification head, or the base model that ``load_model`` loads.
+
+    Returns:
+        The model; None when the architecture has no classification head.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    attention.register()
+    auto_model: Any = AutoModelForSequenceClassification if classifier else AutoModel
+    if type(config) not in auto_model._model_mapping:
+        return None
+    arguments: dict[str, Any] = (
+        {"add_pooling_layer": False} if not classifier and _has_pooler(config, AutoModel) else {}
+    )
+    with torch.device("meta"), quiet_transformers():
+        return auto_model.from_config(config, dtype=dtype, **arguments).eval()
+
+
+def load_finished(directory: Path, *, classifier: bool, **settings: Any) -> Any:
+    """What a directory holds, exactly as transformers loads it for anybody, in evaluation mode.
+
+    Args:
+        directory: a model that ``save_pretrained`` wrote.
+        classifier: with the architecture's classification head.
+        settings: of the configuration, in place of the directory's own.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    auto_model = AutoModelForSequenceClassification if classifier else AutoModel
+    try:
+        with quiet_transformers():
+            return auto_model.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False, use_safetensors=True, **settings
+            ).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError("cannot load the model", where=directory, got=_first_line(error)) from None
 
 
 def _model_class(config: Any, auto_model: Any) -> Any:
@@ -342,6 +389,11 @@ def _model_class(config: Any, auto_model: Any) -> Any:
 def _has_pooler(config: Any, auto_model: Any) -> bool:
     """Whether the architecture's base model has an optional pooler that only its own heads use."""
     return "add_pooling_layer" in inspect.signature(_model_class(config, auto_model).__init__).parameters
+
+
+def has_optional_pooler(model: Any) -> bool:
+    """Whether a base model without a pooler would get one if nothing was said."""
+    return "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
 
 
 def _is_causal(model: Any) -> bool:
@@ -374,7 +426,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' progress bars and load report: what they say is checked above. Restored on leaving."""
     from transformers.utils import logging
 

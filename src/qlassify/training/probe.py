@@ -11,7 +11,8 @@ than an epoch of training. The same vectors through AdamW for some epochs would 
 these solutions, at a place that depends on rate, batch size and order of the rows.
 
 The loss is the one that every method trains with (``Objective``), so class weights, label smoothing and several labels
-mean the same here. Means and deviations are folded into W and b at the end, and the head is an ordinary head. All is
+mean the same here. Means and deviations are folded into W and b at the end, and the head is an ordinary head. (A head
+without a bias has nothing to fold a mean into; its vectors are only scaled.) All is
 computed in float64; the vectors come in the head's own precision.
 """
 
@@ -64,7 +65,14 @@ class Solution:
 
 
 def solve(
-    vectors_NH: Tensor, targets: Tensor, objective: Objective, penalty: float, start: Solution | None, num_classes: int
+    vectors_NH: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    penalty: float,
+    start: Solution | None,
+    num_classes: int,
+    *,
+    with_bias: bool = True,
 ) -> Solution:
     """Minimise the penalised mean loss.
 
@@ -75,6 +83,7 @@ def solve(
         penalty: factor on half the squared norm of the weights; biases have none.
         start: where to begin; at zero when None.
         num_classes: C.
+        with_bias: whether biases are solved for; otherwise they stay zero.
 
     Raises:
         DivergenceError: the loss is not finite, or no minimum was found.
@@ -92,7 +101,9 @@ def solve(
         logits = torch.addmm(bias, vectors_NH, weight.T).requires_grad_()
         loss = objective(logits, targets).total / count
         (slope,) = torch.autograd.grad(loss, logits)
-        gradient = torch.cat([(slope.T @ vectors_NH).add_(weight, alpha=penalty).view(-1), slope.sum(dim=0)])
+        gradient = torch.cat(
+            [(slope.T @ vectors_NH).add_(weight, alpha=penalty).view(-1), slope.sum(dim=0) * with_bias]
+        )
         value = float(loss.detach()) + penalty / 2 * float(weight.square().sum())
         return value, np.asarray(gradient.numpy(), dtype=np.float64)
 
@@ -161,14 +172,23 @@ class ProbeSolver:
         targets = torch.from_numpy(self._targets)
         if targets.dtype != torch.int64:
             targets = targets.double()
-        mean = vectors.mean(dim=0)
+        # Without a bias nothing can stand for the mean.
+        mean = vectors.mean(dim=0) if self.head.bias is not None else torch.zeros_like(vectors[0])
         deviation = vectors.std(dim=0, correction=0).clamp(min=1e-12)
         vectors = (vectors - mean) / deviation
         solution: Solution | None = None
         best = snapshot(dict(self.head.named_parameters()))
         for penalty in self._penalties:
             started = time.perf_counter()
-            solution = solve(vectors, targets, self._objective, penalty, solution, len(self.head.bias))
+            solution = solve(
+                vectors,
+                targets,
+                self._objective,
+                penalty,
+                solution,
+                len(self.head.weight),
+                with_bias=self.head.bias is not None,
+            )
             self._into_head(solution, mean, deviation)
             self.progress = replace(self.progress, step=self.progress.step + 1)
             yield self._step(solution, vectors, targets, time.perf_counter() - started)
@@ -187,7 +207,8 @@ class ProbeSolver:
         """W z + b with z = (v - mean) / deviation is (W / deviation) v + (b - W mean / deviation)."""
         weight = solution.weight / deviation
         self.head.weight.copy_(weight)
-        self.head.bias.copy_(solution.bias - weight @ mean)
+        if self.head.bias is not None:
+            self.head.bias.copy_(solution.bias - weight @ mean)
 
     def _step(self, solution: Solution, vectors: Tensor, targets: Tensor, seconds: float) -> StepEvent:
         logits = torch.addmm(solution.bias, vectors, solution.weight.T)
