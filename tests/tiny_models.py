@@ -103,6 +103,7 @@ FAMILIES = {
             "share_att_key": True,
             "norm_rel_ebd": "layer_norm",
             "max_relative_positions": -1,
+            "pooler_hidden_size": _ENCODER["hidden_size"],
         },
         causal=False,
         packed=False,

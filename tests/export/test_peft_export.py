@@ -43,7 +43,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def peft_model(base: Path, adapter: Path, **settings: Any) -> Any:
     """As a user loads it."""
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(LABELS), **settings)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(LABELS), dtype=torch.float32, **settings
+    )
     return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
