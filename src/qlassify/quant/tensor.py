@@ -117,9 +117,15 @@ def quantize(weight: Tensor, config: QuantConfig, *, name: str = "weight") -> Qu
     parts = allocate(config, tuple(weight.shape), weight.device)
     flat = weight.detach().contiguous().view(-1)
     scales = torch.empty(-(-len(flat) // config.group_size), dtype=torch.float32, device=weight.device)
+    wide: Tensor | None = None
     for chunk in _chunks(len(flat), config):
+        numbers = flat[chunk.numbers]
+        if numbers.dtype != torch.float32:
+            # One buffer for all stretches: fresh memory costs a page fault every thousand numbers.
+            wide = torch.empty(len(numbers), dtype=torch.float32, device=flat.device) if wide is None else wide
+            numbers = wide[: len(numbers)].copy_(numbers)
         offsets = None if parts.offsets is None else parts.offsets[chunk.groups]
-        _quantize_chunk(flat[chunk.numbers].float(), config, parts.codes[chunk.bytes], scales[chunk.groups], offsets)
+        _quantize_chunk(numbers, config, parts.codes[chunk.bytes], scales[chunk.groups], offsets)
     _require_finite(scales, flat, config.group_size, name)
     if isinstance(parts.scales, DoubleScales):
         return QuantizedTensor(config, parts.shape, parts.codes, quantize_scales(scales), parts.offsets)
