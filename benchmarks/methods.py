@@ -53,6 +53,8 @@ class Result:
         adapter_bytes: size of the adapter's file.
         steps: optimiser steps.
         version: qlassify's.
+        precision: of the frozen backbone.
+        processor: what the system calls it.
     """
 
     data: str
@@ -69,6 +71,8 @@ class Result:
     adapter_bytes: int
     steps: int
     version: str
+    precision: str
+    processor: str
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -149,6 +153,8 @@ def _result(out: Path, data: Data, method: str, seed: int, rate: float | None, c
         adapter_bytes=(out / "model" / ADAPTER).stat().st_size,
         steps=plan["measured"]["steps"],
         version=environment["qlassify"],
+        precision=environment["precision"],
+        processor=environment["processor"],
     )
 
 
