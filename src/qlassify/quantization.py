@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError
-from qlassify.models.backbone import load_model
+from qlassify.models.backbone import load_model, require_whole
 from qlassify.models.quantized import save_quantized
 from qlassify.models.source import resolve
 from qlassify.quant.linear import low_bit_layers
@@ -64,7 +64,8 @@ def quantize_model(base: str, directory: Path, config: QuantConfig | None = None
         raise ConfigError("the base model is quantised already", where=source.directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
-    model, _, error = load_model(source.directory, None, config)
+    model, info, error = load_model(source.directory, None, config)
+    require_whole(info, source.directory)
     layers = low_bit_layers(model)
     tensors = unshared(model.state_dict())
     relative = 0.0 if error is None else error.relative

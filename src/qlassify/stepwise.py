@@ -430,10 +430,12 @@ def _format(source: ModelSource, run: RunConfig) -> QuantConfig | None:
 
     Raises:
         ConfigError: another format is asked for than the base model's own.
+        ModelError: the base model is quantised and damaged.
     """
     record = source.quantized()
     if record is None:
         return run.wanted_quant
+    source.sha256()  # also checks the bytes: a damaged directory is noticed now, not when the classifier is saved
     if run.quant is not None and run.quant != record.config:
         raise ConfigError(
             "the base model is quantised in another format",

@@ -46,7 +46,6 @@ FORMATS = {
     "int8 with zero points": QuantConfig(kind="int8", zero_point=True),
 }
 WEIGHTS = "model.safetensors"
-NOT_YET = pytest.mark.xfail(strict=True, reason="the record is believed, or ends in another exception")
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +303,6 @@ def test_a_weight_that_is_not_finite_leaves_nothing(base: Path, tmp_path: Path) 
     assert not (tmp_path / "q").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="what the loading report says is missing is not looked at")
 def test_a_base_with_a_missing_tensor_is_refused(base: Path, tmp_path: Path) -> None:
     """Saved now, its random stand-in would look like a weight ever after."""
     directory = Path(shutil.copytree(base, tmp_path / "base"))
@@ -420,7 +418,7 @@ def test_a_record_that_cannot_be_understood_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "3", "null", '"text"', "{", pytest.param("[" * 100_000, marks=NOT_YET)],
+    ["", "[]", "3", "null", '"text"', "{", "[" * 100_000],
     ids=lambda text: text[:6],
 )
 def test_a_record_that_is_no_record_is_refused(text: str, spoilt: Path) -> None:
@@ -447,10 +445,9 @@ LAYERS: dict[str, tuple[str, list[int] | None]] = {
     "huge": (LAYER, [2**40, 2**40]),
     "left out": (LAYER, None),
 }
-TRUSTED = ("an embedding", "no layer at all", "another shape of the same size", "negative", "huge")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NOT_YET) if name in TRUSTED else name for name in LAYERS])
+@pytest.mark.parametrize("name", LAYERS)
 def test_layers_that_are_not_the_models_are_refused(name: str, spoilt: Path) -> None:
     path, shape = LAYERS[name]
 
@@ -517,7 +514,6 @@ def test_quantize_nf4_on_a_base_of_another_format_is_refused(quantised: Path) ->
         ClassifyPipeline.from_pretrained(quantised, ClassifyConfig(quantize_nf4=True, precision="fp32", device="cpu"))
 
 
-@pytest.mark.xfail(strict=True, reason="the bytes are hashed when the classifier is saved, after it was trained")
 def test_a_damaged_base_is_noticed_before_training(spoilt: Path) -> None:
     path = spoilt / WEIGHTS
     content = bytearray(path.read_bytes())

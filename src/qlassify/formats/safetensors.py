@@ -119,14 +119,35 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise _damaged(path, f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unrepeated)
         if not isinstance(header, dict):
             raise _damaged(path, "a header that is no object")
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise _damaged(path, "free text that is no object")
         entries = {name: _entry(path, name, item, 8 + length, size) for name, item in header.items()}
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
-    return SafetensorsFile(path, entries, {str(key): str(value) for key, value in dict(metadata).items()}, 8 + length)
+    _require_apart(path, entries)
+    return SafetensorsFile(path, entries, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless a name stands in it twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name that occurs twice")
+    return found
+
+
+def _require_apart(path: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """Refuse tensors that share bytes."""
+    end, before = 0, ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if entry.nbytes and entry.start < end:
+            raise _damaged(path, f"{before} and {name} share bytes")
+        if entry.nbytes:
+            end, before = entry.start + entry.nbytes, name
 
 
 def _entry(path: Path, name: str, item: Any, data_start: int, size: int) -> TensorEntry:
@@ -135,11 +156,13 @@ def _entry(path: Path, name: str, item: Any, data_start: int, size: int) -> Tens
         start, stop = item["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise _damaged(path, f"no dtype, shape and data_offsets for {name}") from None
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise _damaged(path, f"{name}: dtype {dtype!r} and shape {shape!r}")
     if dtype not in DTYPES:
         raise ModelError(
             "a tensor has a type that is not read", where=f"{path}: {name}", got=dtype, wanted=", ".join(DTYPES)
         )
-    whole = all(type(number) is int and number >= 0 for number in (start, stop, *shape))
+    whole = all(type(number) is int and 0 <= number < 2**63 for number in (start, stop, *shape))
     if not whole or data_start + stop > size or stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
         raise _damaged(path, f"{name}: {dtype} {shape} at bytes {start} to {stop} of {size - data_start}")
     return TensorEntry(DTYPES[dtype], tuple(shape), data_start + start, stop - start)

@@ -245,6 +245,20 @@ def load_backbone(
         ModelError: unknown architecture, code that would have to be run, or weights that do not fill the model.
     """
     model, info, error = load_model(directory, dtype, quant, residual_rank)
+    require_whole(info, directory)
+    return Backbone(model.to(device), directory, None if error is None else error.relative)
+
+
+def require_whole(info: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a model of which some weights were not in its files; transformers makes them up.
+
+    Args:
+        info: transformers' loading report.
+        directory: of the files.
+
+    Raises:
+        ModelError: names the tensors.
+    """
     missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
     if missing:
         raise ModelError(
@@ -253,7 +267,6 @@ def load_backbone(
             got=", ".join(missing[:4]) + (" ..." if len(missing) > 4 else ""),
             wanted="every tensor of the architecture; a classifier on random weights is never built",
         )
-    return Backbone(model.to(device), directory, None if error is None else error.relative)
 
 
 def load_model(

@@ -172,7 +172,10 @@ def _is_linear_weight(model: nn.Module, name: str) -> bool:
     path, _, last = name.rpartition(".")
     if last != "weight":
         return False
-    module = model.get_submodule(path)
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
@@ -282,10 +285,13 @@ def _keep_type(model: Any, own: torch.dtype) -> None:
 def _make_room(model: nn.Module, plan: QuantizedBase) -> None:
     """Low-bit layers without memory in the places that a quantised checkpoint names."""
     for path, shape in plan.layers.items():
-        try:
-            layer = model.get_submodule(path)
-        except AttributeError:
-            raise ModelError("the quantised checkpoint is not of this architecture", got=f"a layer {path}") from None
+        if not _is_linear_weight(model, f"{path}.weight"):
+            raise ModelError("the quantised checkpoint is not of this architecture", got=f"a linear layer {path}")
+        layer = model.get_submodule(path)
+        own = tuple(layer.weight.shape)  # type: ignore[arg-type]
+        wanted = own if isinstance(layer, nn.Linear) else own[::-1]
+        if tuple(shape) != wanted:
+            raise ModelError("a low-bit weight has another shape than the model", where=path, got=shape, wanted=wanted)
         bias = layer.bias
         assert bias is None or isinstance(bias, Tensor)
         transposed = not isinstance(layer, nn.Linear)

@@ -81,7 +81,7 @@ def read_quantized(file: SafetensorsFile) -> QuantizedBase | None:
         return QuantizedBase(
             config, layers, str(record["source_sha256"]), str(record["sha256"]), float(record["relative_error"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ModelError(
             "cannot read the quantised checkpoint",
             where=file.path,

@@ -136,6 +136,11 @@ class LowBitLinear(nn.Module):
         """For ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.config}"
 
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        """Numbers that were kept belong to the codes that were there before."""
+        self._dense = None
+        super()._load_from_state_dict(*arguments, **keywords)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow a model to another device, but keep codes and scales in their own types.
 
@@ -156,7 +161,9 @@ def _buffer(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     buffers: dict[tuple[torch.dtype, torch.device], Tensor] = _buffers.__dict__.setdefault("of", {})
     found = buffers.get((dtype, device))
     if found is None or len(found) < count:
-        found = buffers[dtype, device] = torch.empty(count, dtype=dtype, device=device)
+        # A tensor that is made under inference_mode could not be written to outside it, and this one outlives the call.
+        with torch.inference_mode(False):
+            found = buffers[dtype, device] = torch.empty(count, dtype=dtype, device=device)
     return found[:count]
 
 
