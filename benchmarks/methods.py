@@ -137,7 +137,7 @@ def _result(out: Path, data: Data, method: str, seed: int, rate: float | None, c
     seen = [event["rows"] for event in events if event["event"] == "step"]
     rows = plan["measured"]["steps"] * (max(seen) if seen else 0)
     tested = scores["evaluated_on"] == "test"
-    majority = next((one for name, one in scores["baselines"].items() if "majority" in name.lower()), {})
+    majority = next((one for name, one in scores["baselines"].items() if name.startswith("always ")), {})
     return Result(
         data=data.name,
         method=method,
@@ -175,8 +175,8 @@ def accuracy_table(results: Sequence[Result]) -> str:
     """Markdown: a line per method, a column per data set, then what it costs."""
     chosen = [result for result in results if result.rate is None and result.accuracy is not None]
     names = sorted({result.data for result in chosen}, key=[result.data for result in chosen].index)
-    majority = {name: next(r.majority for r in chosen if r.data == name) for name in names}
-    head = " | ".join(f"{name} ({100 * (majority[name] or 0):.1f})" for name in names)
+    majority = {name: next((r.majority for r in chosen if r.data == name and r.majority), None) for name in names}
+    head = " | ".join(name if one is None else f"{name} ({100 * one:.1f})" for name, one in majority.items())
     lines = [
         f"| method | {head} | trained | rows/s | memory | file |",
         "|---|" + "---|" * (len(names) + 4),
