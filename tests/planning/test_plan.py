@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlassify.config.quant import QuantConfig
-from qlassify.planning.plan import ModelShape, Plan, human_bytes, human_count, largest_micro_batch, make_plan
+from qlassify.planning.plan import (
+    ModelShape,
+    Plan,
+    human_bytes,
+    human_count,
+    largest_micro_batch,
+    make_plan,
+    make_probe_plan,
+)
 
 LENGTHS = np.array([5, 9, 3, 7, 9, 2, 8], dtype=np.int64)
 
@@ -87,6 +95,19 @@ def test_copies_are_allowed_within_half_of_what_is_free(low_bit: list[int], free
 def test_the_largest_micro_batch(lengths: list[int], rows: int, budget: int, wanted: int) -> None:
     found = largest_micro_batch(np.array(lengths, dtype=np.int64), rows_per_step=rows, token_budget=budget)
     assert found == wanted
+
+
+def test_a_probe_passes_over_the_rows_once() -> None:
+    """One layer's values at a time, no gradients; of each row a vector, twice, in float64."""
+    shape = shape_of(6400, others=1000, width=2, quant=QuantConfig())
+    plan = make_probe_plan(shape, head_parameters=27, lengths=LENGTHS, penalties=11, token_budget=20)
+    assert (plan.steps, plan.tokens, plan.trainable_parameters) == (11, 43, 27)
+    assert plan.train_flop == 2 * (600 + 6400) * 43
+    assert plan.trainable_bytes == 8 * (2 * 7 * 8 + 24 * 27)
+    assert plan.activation_bytes == 20 * (10 * 8 + 3 * 16) * 2
+    trained = plan_of(shape)
+    assert (plan.frozen_bytes, plan.dense_copy_bytes) == (trained.frozen_bytes, trained.dense_copy_bytes)
+    assert plan.total_bytes == plan.frozen_bytes + plan.trainable_bytes + plan.activation_bytes
 
 
 def test_the_plan_of_a_file_has_every_figure() -> None:

@@ -337,13 +337,9 @@ def load_skeleton(directory: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     Raises:
         ModelError: a configuration that transformers does not know.
     """
-    from transformers import AutoModel
-
-    config = load_config(directory)
-    extra = {"add_pooling_layer": False} if _has_pooler(config, AutoModel) else {}
-    with torch.device("meta"), quiet_transformers():
-        model: nn.Module = _model_class(config, AutoModel)(config, **extra).to(dtype)
-    return model.eval().requires_grad_(False)
+    model: nn.Module | None = empty_model(load_config(directory), dtype, classifier=False)
+    assert model is not None  # a configuration that transformers knows has a base model
+    return model.requires_grad_(False)
 
 
 def empty_model(config: Any, dtype: torch.dtype, *, classifier: bool) -> Any | None:

@@ -60,6 +60,11 @@ class ModelShape:
         return plain + sum(self.quant.storage_bytes(count) for count in self.low_bit if self.quant)
 
     @property
+    def values_per_token(self) -> int:
+        """Values that one layer forms, and keeps for backward, of each token."""
+        return 10 * self.hidden_size + 3 * self.feed_forward_size
+
+    @property
     def buffer_bytes(self) -> int:
         """Bytes of the buffer in which low-bit weights become numbers, one at a time."""
         return max(self.low_bit, default=0) * self.bytes_per_parameter
@@ -121,22 +126,14 @@ def make_plan(
         rows_per_step: rows of an optimiser step.
         token_budget: most tokens computed at once.
     """
-    steps_per_epoch = -(-len(lengths) // rows_per_step)
     tokens = int(lengths.sum()) * epochs
-    frozen_bytes = shape.frozen_bytes + shape.buffer_bytes
-    trainable_bytes = trainable_parameters * BYTES_PER_TRAINABLE
     largest = largest_micro_batch(lengths, rows_per_step=rows_per_step, token_budget=token_budget)
-    kept_per_token = shape.num_layers * (10 * shape.hidden_size + 3 * shape.feed_forward_size)
-    activation_bytes = largest * kept_per_token * shape.bytes_per_parameter
-    return Plan(
+    return _plan(
+        shape,
         trainable_parameters=trainable_parameters,
-        frozen_parameters=shape.num_parameters,
-        frozen_bytes=frozen_bytes,
-        trainable_bytes=trainable_bytes,
-        activation_bytes=activation_bytes,
-        total_bytes=frozen_bytes + trainable_bytes + activation_bytes,
-        dense_copy_bytes=sum(shape.low_bit) * shape.bytes_per_parameter,
-        steps=steps_per_epoch * epochs,
+        trainable_bytes=trainable_parameters * BYTES_PER_TRAINABLE,
+        activations=largest * shape.num_layers * shape.values_per_token,
+        steps=-(-len(lengths) // rows_per_step) * epochs,
         tokens=tokens,
         train_flop=4 * (shape.num_linear_parameters + trainable_parameters) * tokens,
     )
@@ -154,24 +151,44 @@ def make_probe_plan(
         penalties: how often the problem is solved at most.
         token_budget: most tokens computed at once.
     """
-    frozen_bytes = shape.frozen_bytes + shape.buffer_bytes
-    # Float64: vectors, standardised vectors; and of the head what L-BFGS keeps of its last ten steps.
-    trainable_bytes = 8 * (2 * len(lengths) * shape.hidden_size + 24 * head_parameters)
-    largest = largest_micro_batch(lengths, rows_per_step=len(lengths), token_budget=token_budget)
-    per_token = 10 * shape.hidden_size + 3 * shape.feed_forward_size  # of one layer: nothing is kept for backward
-    activation_bytes = largest * per_token * shape.bytes_per_parameter
     tokens = int(lengths.sum())
-    return Plan(
+    largest = largest_micro_batch(lengths, rows_per_step=len(lengths), token_budget=token_budget)
+    return _plan(
+        shape,
         trainable_parameters=head_parameters,
+        # Float64: vectors, standardised vectors; and of the head what L-BFGS keeps of its last ten steps.
+        trainable_bytes=8 * (2 * len(lengths) * shape.hidden_size + 24 * head_parameters),
+        activations=largest * shape.values_per_token,  # of one layer: nothing is kept for backward
+        steps=penalties,
+        tokens=tokens,
+        train_flop=2 * shape.num_linear_parameters * tokens,
+    )
+
+
+def _plan(
+    shape: ModelShape,
+    *,
+    trainable_parameters: int,
+    trainable_bytes: int,
+    activations: int,
+    steps: int,
+    tokens: int,
+    train_flop: int,
+) -> Plan:
+    """What the two kinds of plan have in common: the backbone's part, and the sum."""
+    frozen_bytes = shape.frozen_bytes + shape.buffer_bytes
+    activation_bytes = activations * shape.bytes_per_parameter
+    return Plan(
+        trainable_parameters=trainable_parameters,
         frozen_parameters=shape.num_parameters,
         frozen_bytes=frozen_bytes,
         trainable_bytes=trainable_bytes,
         activation_bytes=activation_bytes,
         total_bytes=frozen_bytes + trainable_bytes + activation_bytes,
         dense_copy_bytes=sum(shape.low_bit) * shape.bytes_per_parameter,
-        steps=penalties,
+        steps=steps,
         tokens=tokens,
-        train_flop=2 * shape.num_linear_parameters * tokens,
+        train_flop=train_flop,
     )
 
 

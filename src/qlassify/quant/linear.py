@@ -90,7 +90,7 @@ class LowBitLinear(nn.Module):
         transposed: bool = False,
         device: torch.device | str = "meta",
     ) -> Self:
-        """A layer whose weight is still to come, by ``set_weight`` or tensor by tensor."""
+        """A layer whose weight is still to come, tensor by tensor."""
         return cls(allocate(config, shape, device), bias, transposed=transposed)
 
     @property
@@ -105,12 +105,6 @@ class LowBitLinear(nn.Module):
         codes = self._buffers["weight_codes"]
         assert codes is not None
         return codes.device
-
-    def set_weight(self, weight: QuantizedTensor) -> None:
-        """Take over a weight of this layer's shape and format."""
-        self._dense = None
-        for name, tensor in weight.tensors().items():
-            setattr(self, f"weight_{name}", tensor)
 
     def keep_dense(self, dtype: torch.dtype | None) -> None:
         """Keep the weight's numbers in ``dtype`` from now on; None gives them up."""
