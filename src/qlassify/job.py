@@ -318,7 +318,8 @@ def _resume_loop(loop: TrainingLoop | ProbeSolver, folder: RunFolder) -> ResumeE
 def _logged(loop: TrainingLoop | ProbeSolver, folder: RunFolder, *, resumed: bool) -> Iterator[TrainingEvent]:
     """The loop's events, each written to ``metrics.jsonl``; steps only every ``log_interval``."""
     log = EventLog(folder.metrics, after_step=loop.progress.step if resumed else None)
-    interval = loop.config.log_interval
+    # A probe has a few fits and no steps: each of them is a point of its curve.
+    interval = 1 if isinstance(loop, ProbeSolver) else loop.config.log_interval
     try:
         for event in loop.run():
             if not isinstance(event, StepEvent) or event.step % interval == 0 or event.step in (1, event.total_steps):

@@ -418,7 +418,7 @@ class StepwisePipeline:
         layers = len(self.trainable.attachment.layers)
         kind = "multi-label" if self.trainable.labels.multi_label else "single-label"
         return (
-            f"{base}{low_bit} + {self.run.method} on {layers} layers "
+            f"{base}{low_bit} + {self.run.method}{f' on {layers} layers' if layers else ''} "
             f"+ {self.pooling} pooling + {kind} head of {len(self.trainable.labels)} classes; "
             f"{human_count(self.num_trainable_parameters())} trainable parameters, "
             f"{self.placement.precision} on {self.placement.device}"

@@ -10,8 +10,10 @@ import torch
 
 from qlassify import ClassifyPipeline, job
 from qlassify.config.files import read_settings
-from qlassify.job import FinishedEvent, PlanEvent
+from qlassify.job import FinishedEvent, ModelEvent, PlanEvent
 from qlassify.models.backbone import Backbone
+from qlassify.runs import read_events
+from qlassify.training.events import StepEvent
 from tiny_jobs import job_settings, make_rows, model_bytes, write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +70,16 @@ def test_settings_without_an_effect_are_named(settings: dict[str, Any], tmp_path
     (plan,) = [event for event in events if isinstance(event, PlanEvent)]
     (note,) = [note for note in plan.notes if "Probe" in note or "probe" in note]
     assert "training.epochs, training.learning_rate had no effect" in note
+
+
+def test_each_fit_is_on_record(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The report draws them; with the interval for steps, only the first would be there."""
+    events = list(job.train(settings, tmp_path / "run"))
+    fits = [event for event in events if isinstance(event, StepEvent)]
+    logged = [record for record in read_events(tmp_path / "run" / "metrics.jsonl") if record["event"] == "step"]
+    assert len(logged) == len(fits) >= 3
+    (model,) = [event for event in events if isinstance(event, ModelEvent)]
+    assert "linear probe + " in model.summary
 
 
 def test_an_interrupted_probe_starts_again(settings: dict[str, Any], tmp_path: Path) -> None:
