@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qlassify.config.run import TrainingConfig
-from qlassify.errors import ConfigError, DivergenceError, Interrupted
+from qlassify.errors import ConfigError, DivergenceError, Interrupted, MemoryPlanError
 from qlassify.evaluation.metrics import evaluate_predictions
 from qlassify.training import loop as loop_module
 from qlassify.training.events import EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent, as_record
@@ -57,7 +57,7 @@ def test_every_row_comes_exactly_once_an_epoch(tiny_base: Path, rows: Rows) -> N
     assert (loop.steps_per_epoch, loop.total_steps) == (6, 18)
     orders = []
     for epoch in range(3):
-        steps = [loop.rows_of_step(epoch * 6 + step) for step in range(6)]
+        steps = [loop.order.rows_of_step(epoch * 6 + step) for step in range(6)]
         assert [len(step) for step in steps] == [8, 8, 8, 8, 8, 5], "the last step holds what is left, no more"
         order = np.concatenate(steps)
         assert sorted(order.tolist()) == list(range(45))
@@ -71,10 +71,10 @@ def test_the_order_depends_on_seed_and_epoch_alone(tiny_base: Path, rows: Rows) 
     training = TinyTraining(tiny_base)
     first, again = make_loop(training, rows), make_loop(training, rows)
     other = make_loop(training, rows, seed=8)
-    last_first = [first.rows_of_step(step).tolist() for step in reversed(range(first.total_steps))]
-    in_order = [again.rows_of_step(step).tolist() for step in range(again.total_steps)]
+    last_first = [first.order.rows_of_step(step).tolist() for step in reversed(range(first.total_steps))]
+    in_order = [again.order.rows_of_step(step).tolist() for step in range(again.total_steps)]
     assert last_first == in_order[::-1]
-    assert in_order != [other.rows_of_step(step).tolist() for step in range(other.total_steps)]
+    assert in_order != [other.order.rows_of_step(step).tolist() for step in range(other.total_steps)]
 
 
 def test_the_steps_taken_are_those_rows_at_those_rates(
@@ -91,7 +91,7 @@ def test_the_steps_taken_are_those_rows_at_those_rates(
     monkeypatch.setattr(loop_module, "micro_batches", spy)
     loop = make_loop(training, rows[:20], schedule="cosine", warmup_fraction=0.4, log_interval=1)
     events = [event for event in loop.run() if isinstance(event, StepEvent)]
-    assert seen == [sorted(loop.rows_of_step(step).tolist()) for step in range(6)]
+    assert seen == [sorted(loop.order.rows_of_step(step).tolist()) for step in range(6)]
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
     assert [event.rows for event in events] == [8, 8, 4, 8, 8, 4]
     warmup = warmup_steps(6, 0.4)
@@ -243,7 +243,7 @@ def test_a_skipped_step_names_the_rows_of_the_file(
     events = list(loop.run())
     skipped = [event for event in events if isinstance(event, SkippedStepEvent)]
     assert [(event.step, event.in_a_row) for event in skipped] == [(2, 1), (4, 1), (5, 2)]
-    assert skipped[0].row_numbers == tuple(100 + row for row in loop.rows_of_step(1).tolist())
+    assert skipped[0].row_numbers == tuple(100 + row for row in loop.order.rows_of_step(1).tolist())
     assert [event.step for event in events if isinstance(event, StepEvent)] == [1, 3, 6]
     end = events[-1]
     assert isinstance(end, TrainingEndEvent)
@@ -262,7 +262,7 @@ def test_too_many_in_a_row_end_the_run_with_the_weights_before(
     assert isinstance(next(events), SkippedStepEvent)
     with pytest.raises(DivergenceError) as caught:
         next(events)
-    numbers = ", ".join(str(100 + row) for row in loop.rows_of_step(2).tolist())
+    numbers = ", ".join(str(100 + row) for row in loop.order.rows_of_step(2).tolist())
     assert caught.value.where == f"step 3, rows {numbers}"
     assert "2 steps in a row" in caught.value.what
     after = snapshot(training.optimizer.parameters)
@@ -314,3 +314,36 @@ def test_events_become_lines() -> None:
         "improved": True,
         "seconds": 0.1,
     }
+
+
+def test_a_rehearsal_leaves_no_trace(tiny_base: Path, rows: Rows) -> None:
+    """Weights, gradients, the dropout stream and so the whole run are bitwise what they are without it."""
+    finals = []
+    for rehearsed in (False, True):
+        training = TinyTraining(tiny_base, learning_rate=1e-2, dropout=0.2)
+        loop = make_loop(training, rows[:20])
+        if rehearsed:
+            rehearsal = loop.rehearse()
+            assert all(p.grad is None for p in loop.stepper.optimizer.parameters.values())
+            lengths = loop.data.encoded.lengths
+            steps = [loop.order.rows_of_step(step) for step in range(loop.total_steps)]
+            assert rehearsal.heaviest_tokens == max(int(lengths[one].sum()) for one in steps)
+            assert rehearsal.tokens in {int(lengths[one].sum()) for one in steps}
+        list(loop.run())
+        finals.append({name: p.detach().clone() for name, p in loop.stepper.optimizer.parameters.items()})
+    assert finals[0].keys() == finals[1].keys()
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def test_a_rehearsal_that_does_not_fit_says_what_to_do(
+    tiny_base: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(TinyTraining(tiny_base, learning_rate=1e-2), rows[:20])
+
+    def full(*_: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(loop.stepper, "rehearse", full)
+    with pytest.raises(MemoryPlanError, match="token_budget") as caught:
+        loop.rehearse()
+    assert caught.value.got == "CUDA out of memory. Tried to allocate 2 GiB"

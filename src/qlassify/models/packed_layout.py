@@ -65,8 +65,7 @@ class PackedLayout:
         scatter = np.empty(self.num_tokens, dtype=np.int64)
         offset = 0
         for members in _bucket_members(lengths):
-            bucket, places = _make_bucket(lengths[members], starts[members], self.device)
-            gather = bucket.gather.cpu().numpy()
+            bucket, gather, places = _make_bucket(lengths[members], starts[members], self.device)
             scatter[gather[places]] = offset + places
             offset += len(gather)
             buckets.append(bucket)
@@ -109,8 +108,8 @@ def _bucket_members(lengths: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.i
 
 def _make_bucket(
     lengths: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], device: torch.device
-) -> tuple[Bucket, npt.NDArray[np.int64]]:
-    """A bucket, and the places of its rectangle that hold real tokens."""
+) -> tuple[Bucket, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A bucket, its ``gather`` as an array, and the places of its rectangle that hold real tokens."""
     longest = int(lengths.max())
     steps = np.arange(longest)
     gather = (starts[:, None] + np.minimum(steps, lengths[:, None] - 1)).reshape(-1)
@@ -121,7 +120,7 @@ def _make_bucket(
         lengths=torch.from_numpy(lengths.copy()).to(device),
         longest=longest,
     )
-    return bucket, np.flatnonzero(real)
+    return bucket, gather, np.flatnonzero(real)
 
 
 def _visible(bucket: Bucket, *, causal: bool, window: int | None) -> Tensor | None:

@@ -23,8 +23,7 @@ from torch import Tensor
 from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import micro_batches
 from qlassify.data.tokenise import Encoded
-from qlassify.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
-from qlassify.seeding import numpy_generator
+from qlassify.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, MemoryPlanError
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state
 from qlassify.training.events import (
     CheckpointEvent,
@@ -34,6 +33,7 @@ from qlassify.training.events import (
     TrainingEndEvent,
     TrainingEvent,
 )
+from qlassify.training.order import StepOrder
 from qlassify.training.schedule import rate_factor, warmup_steps
 from qlassify.training.step import BatchResult, Stepper, Targets, restore, snapshot
 
@@ -56,6 +56,21 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What trying out a run's steps came to.
+
+    Attributes:
+        heaviest_tokens: of the micro-batch that takes most memory; it fits.
+        tokens: of the step that was timed.
+        seconds: wall time of its forward and backward.
+    """
+
+    heaviest_tokens: int
+    tokens: int
+    seconds: float
 
 
 class StopRequest:
@@ -111,9 +126,9 @@ class TrainingLoop:
         self.progress = Progress()
         self._dropout_generator = dropout_generator
         self._best: dict[str, Tensor] = {}
-        self.rows_per_step = config.batch_size * config.accumulation_steps
-        self.steps_per_epoch = max(1, math.ceil(len(data) / self.rows_per_step))
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.order = StepOrder.of(len(data), config, seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
+        self.total_steps = self.order.total_steps
         self._warmup = warmup_steps(self.total_steps, config.warmup_fraction)
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -168,16 +183,39 @@ class TrainingLoop:
             skipped_steps=progress.skipped_steps,
         )
 
-    def rows_of_step(self, step: int) -> npt.NDArray[np.int64]:
-        """The rows of optimiser step ``step`` (0 is the first), a function of seed and step alone."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = numpy_generator(self.seed, "shuffle", epoch).permutation(len(self.data))
-        return order[within * self.rows_per_step : (within + 1) * self.rows_per_step]
+    def rehearse(self) -> Rehearsal:
+        """Compute the heaviest micro-batch of the run and time an ordinary step; neither leaves a trace.
+
+        A run that does not fit into memory ends here and not in its third hour, and what a step takes is known before the
+        first one.
+
+        Raises:
+            MemoryPlanError: the heaviest step does not fit the device's memory.
+        """
+        encoded, budget = self.data.encoded, self.config.token_budget
+        heaviest = self.order.heaviest_batches(encoded, budget)
+        typical = self.order.rows_of_step(self.order.typical_step(encoded.lengths.astype(np.int64)))
+        state = self._dropout_generator.get_state()
+        try:
+            self.stepper.rehearse(heaviest, self.data.targets)
+            started = time.perf_counter()
+            tokens = self.stepper.rehearse(tuple(micro_batches(encoded, typical, budget)), self.data.targets)
+            seconds = time.perf_counter() - started
+        except torch.OutOfMemoryError as error:
+            raise MemoryPlanError(
+                "the heaviest step does not fit the device's memory",
+                where=f"{max(batch.num_tokens for batch in heaviest)} tokens at once",
+                got=next(iter(str(error).splitlines()), ""),
+                do="Lower training.token_budget, which changes nothing but memory and time, or choose method=qlora.",
+            ) from None
+        finally:
+            self._dropout_generator.set_state(state)
+        return Rehearsal(max(batch.num_tokens for batch in heaviest), tokens, seconds)
 
     def _step(self) -> StepEvent | SkippedStepEvent:
         started = time.perf_counter()
         step = self.progress.step
-        rows = self.rows_of_step(step)
+        rows = self.order.rows_of_step(step)
         config = self.config
         optimizer = self.stepper.optimizer
         optimizer.set_rate_factor(rate_factor(step, self.total_steps, warmup=self._warmup, schedule=config.schedule))

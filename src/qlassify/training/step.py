@@ -102,6 +102,16 @@ class Stepper:
         self._tokens += tokens
         return BatchResult(loss / max(1, total), correct, total, applied=False, num_tokens=tokens)
 
+    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> int:
+        """Compute gradients of some micro-batches and forget them.
+
+        Returns:
+            The tokens that were computed.
+        """
+        result = self.accumulate(batches, targets)
+        self._forget()
+        return result.num_tokens
+
     def apply(self) -> BatchResult:
         """Divide the summed gradients by the number of rows, clip, move, and start afresh."""
         parameters = self.optimizer.parameters
@@ -116,9 +126,13 @@ class Stepper:
                 self.optimizer.step()
         applied = math.isfinite(norm)
         result = BatchResult(self._loss / max(1, self._total), self._correct, self._total, norm, applied, self._tokens)
+        self._forget()
+        return result
+
+    def _forget(self) -> None:
+        """Start with the next step: no gradients, nothing counted."""
         self.optimizer.clear_gradients()
         self._loss, self._correct, self._total, self._tokens = 0.0, 0, 0, 0
-        return result
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -1,0 +1,88 @@
+"""Which rows make up which optimiser step: a function of the seed and the step's number alone.
+
+An epoch visits the rows in a permutation of its own; a step takes the next few of them, and the last step of an epoch
+what remains. Because every step is known beforehand, so is the one that takes most memory, and one that takes an
+ordinary amount of time: plans and rehearsals ask here instead of guessing from averages.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qlassify.config.run import TrainingConfig
+from qlassify.data.packing import PackedBatch, micro_batches
+from qlassify.data.tokenise import Encoded
+from qlassify.seeding import numpy_generator
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOrder:
+    """The steps of a run.
+
+    Attributes:
+        num_rows: training rows.
+        rows_per_step: of an optimiser step.
+        epochs: passes over the rows.
+        seed: the run's.
+    """
+
+    num_rows: int
+    rows_per_step: int
+    epochs: int
+    seed: int
+
+    @classmethod
+    def of(cls, num_rows: int, config: TrainingConfig, seed: int) -> StepOrder:
+        """The steps that the settings make of ``num_rows`` rows."""
+        return cls(num_rows, config.batch_size * config.accumulation_steps, config.epochs, seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass; the last may be smaller."""
+        return max(1, math.ceil(self.num_rows / self.rows_per_step))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all passes."""
+        return self.epochs * self.steps_per_epoch
+
+    def rows_of_step(self, step: int) -> IntArray:
+        """The rows of optimiser step ``step`` (0 is the first)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return self._permutation(epoch)[within * self.rows_per_step : (within + 1) * self.rows_per_step]
+
+    def tokens_of_steps(self, lengths: IntArray) -> IntArray:
+        """(total_steps,) tokens of each step, from the (num_rows,) tokens of each row."""
+        starts = np.arange(0, self.num_rows, self.rows_per_step)
+        passes = [np.add.reduceat(lengths[self._permutation(epoch)], starts) for epoch in range(self.epochs)]
+        return np.concatenate(passes)
+
+    def heaviest_batches(self, encoded: Encoded, token_budget: int) -> tuple[PackedBatch, ...]:
+        """The micro-batches that take most memory: the one with most tokens, and the one with the longest text.
+
+        They are the same, and there is one, in most runs. What attention takes grows with the longest text, everything
+        else with the tokens; which of the two is more depends on the model.
+        """
+        if not self.num_rows:
+            return ()
+        lengths = encoded.lengths.astype(np.int64)
+        most_tokens = self.rows_of_step(int(np.argmax(self.tokens_of_steps(lengths))))
+        place = int(np.flatnonzero(self._permutation(0) == int(np.argmax(lengths)))[0])
+        longest = self.rows_of_step(place // self.rows_per_step)
+        largest = max(micro_batches(encoded, most_tokens, token_budget), key=lambda batch: batch.num_tokens)
+        first = next(micro_batches(encoded, longest, token_budget))  # longest first
+        return (largest,) if int(largest.lengths.max()) >= int(first.lengths.max()) else (largest, first)
+
+    def typical_step(self, lengths: IntArray) -> int:
+        """A step with as many tokens as the mean step, or as near as there is one."""
+        tokens = self.tokens_of_steps(lengths)
+        return int(np.argmin(np.abs(tokens - tokens.mean())))
+
+    def _permutation(self, epoch: int) -> IntArray:
+        return numpy_generator(self.seed, "shuffle", epoch).permutation(self.num_rows)
