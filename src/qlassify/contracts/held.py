@@ -95,6 +95,11 @@ HELD: tuple[Held, ...] = (
         "tests/jobs/test_qlora_job.py::test_full_fine_tuning_of_low_bit_weights_is_refused_before_anything_is_written",
     ),
     Held(
+        "Prefix tuning runs only where a prefix can stand in packed attention.",
+        "Architectures that cannot be packed are refused; prompt tuning at the input alone is not offered.",
+        "tests/methods/test_prefix.py::test_an_architecture_that_runs_padded_is_refused",
+    ),
+    Held(
         "An adapter that was trained on low-bit weights is merged into their numbers; merging into others says how far "
         "off it is.",
         "Exports are loaded and compared before they are kept.",

@@ -10,7 +10,7 @@ from typing import Any
 
 from qlassify.config.method import LoraConfig
 from qlassify.contracts import arithmetic, sources
-from qlassify.contracts.rates import STEPPED_KINDS
+from qlassify.contracts.rates import LORA_KINDS
 from qlassify.contracts.rule import Contract, Example, Finding, Severity
 from qlassify.contracts.situation import Situation
 
@@ -24,7 +24,8 @@ FEW_VALIDATION_ROWS = 500
 def _precision(situation: Situation) -> Finding | None:
     if situation.run.model.precision != "bf16" or situation.device.multiplies_bf16:
         return None
-    message = "bf16 was asked for, and the hardware does not multiply it: rounded to 8 bits of mantissa and no faster"
+    place = f" ({situation.device.kind})" if situation.device.kind else ""
+    message = f"bf16 was asked for, and the hardware{place} does not multiply it: less exact than fp32 and no faster"
     return Finding(Severity.WARN, message, "model.precision=auto", {"model.precision": "auto"})
 
 
@@ -195,7 +196,7 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
             sources.Source("huggingface/peft, issues 1474 and 2651", "issue", "about twice LoRA's time a step"),
         ),
         predicate=_dora,
-        kinds=("lora", "qlora", "dora", "qdora"),
+        kinds=LORA_KINDS,
         changes=("method.kind",),
         examples=(
             Example({"method.kind": "lora"}),
@@ -231,7 +232,6 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
             sources.Source("README.md", "measured here", "TREC at one seed: 96.2 % with one thread, 96.8 % with two"),
         ),
         predicate=_noise,
-        kinds=STEPPED_KINDS,
         needs=("data.validation_counts",),
         examples=(
             Example({}, {"data.validation_counts": (300, 300)}),

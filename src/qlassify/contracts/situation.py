@@ -21,7 +21,6 @@ class ModelFacts:
     Attributes:
         parameters: how many it has.
         decoder: whether it attends causally.
-        hidden_size: width of its hidden states.
         smallest_side: the smallest min(in, out) over the layers that the method is attached to.
         max_positions: the longest text in tokens, special ones included, that it has positions for.
         model_type: its architecture's name in its configuration.
@@ -32,7 +31,6 @@ class ModelFacts:
 
     parameters: int | None = None
     decoder: bool | None = None
-    hidden_size: int | None = None
     smallest_side: int | None = None
     max_positions: int | None = None
     model_type: str | None = None

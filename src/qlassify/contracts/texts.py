@@ -19,6 +19,7 @@ CLASS_OVER_ALL = 2.0
 """A class is cut more than others if its share is this many times that of all rows; our choice."""
 USUAL_LIMIT: int = ModelConfig.model_fields["max_length"].default
 TELLING_SHARE = 0.01
+MANY_DUPLICATES = 0.05
 STRONG_IMBALANCE = 10.0
 
 
@@ -122,6 +123,21 @@ def _conflicts(situation: Situation) -> Finding | None:
     severity = Severity.WARN if share > TELLING_SHARE else Severity.INFO
     message = f"{conflicts} training rows ({arithmetic.percent(share)}) have the text of another row and another label"
     return Finding(severity, message, "settle their labels, or make the task one of several labels per text")
+
+
+def _duplicates(situation: Situation) -> Finding | None:
+    duplicates, rows = situation.data.duplicates, situation.data.rows
+    assert duplicates is not None
+    assert rows is not None
+    share = duplicates / max(1, rows)
+    if share <= MANY_DUPLICATES:
+        return None
+    message = (
+        f"{duplicates} training rows ({arithmetic.percent(share)}) have the text of another row, and count as often"
+    )
+    return Finding(
+        Severity.INFO, message, "keep one of each, unless texts are as frequent where the classifier is used"
+    )
 
 
 def _smoothing(situation: Situation) -> Finding | None:
@@ -246,6 +262,23 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
     ),
     Contract(
         id="C-LABEL-004",
+        title="Texts that stand in several rows",
+        subject=SUBJECT,
+        rule="Info if more than 5 % of the training rows have the text of another one.",
+        severities=(INFO,),
+        sources=(
+            sources.ARITHMETIC.says("a text in n rows has n times the weight of a text in one"),
+            sources.OURS.says("5 %"),
+        ),
+        predicate=_duplicates,
+        needs=("data.duplicates", "data.rows"),
+        examples=(
+            Example({}, {"data.duplicates": 40, "data.rows": 1000}),
+            Example({}, {"data.duplicates": 200, "data.rows": 1000}, INFO),
+        ),
+    ),
+    Contract(
+        id="C-LABEL-005",
         title="Label smoothing with several labels",
         subject=SUBJECT,
         rule="Warn if training.label_smoothing is set and rows may have several labels: it applies to one label only.",
