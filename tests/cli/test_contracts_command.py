@@ -7,6 +7,7 @@ import json
 import pytest
 from command_line import Command
 
+from qlassify.contracts.rates import BANDS
 from qlassify.contracts.registry import CONTRACTS
 
 
@@ -43,6 +44,16 @@ def test_json_is_one_document(command: Command) -> None:
     assert one in everything
     assert set(one) >= {"id", "title", "rule", "severities", "sources", "examples", "needs", "changes", "widens"}
     assert one["severities"] == ["info", "warn"]
+
+
+def test_the_bands_of_learning_rates_are_shown(command: Command) -> None:
+    """The rule without its table would name no threshold."""
+    text = " ".join(command("contracts", "C-LR-001").out.split())
+    assert "lora, encoders of 60 M to 200 M: 0.0001 to 0.001, centre 0.0004" in text
+    bands = json.loads(command("contracts", "C-LR-001", "--json").out)["bands"]
+    row = {"family": "lora", "models": "encoders of 60 M to 200 M", "centre": 4e-4, "low": 1e-4, "high": 1e-3}
+    assert row in bands
+    assert len(bands) == len(BANDS)
 
 
 def test_an_unknown_contract_is_a_sentence(command: Command) -> None:

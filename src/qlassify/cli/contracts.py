@@ -34,9 +34,10 @@ def contracts(
 
 def _record(contract: Contract[Any]) -> dict[str, Any]:
     """A contract for a machine."""
+    from qlassify.contracts.rates import BAND_CONTRACT, BANDS
     from qlassify.contracts.wording import example_in_words
 
-    return {
+    record: dict[str, Any] = {
         "id": contract.id,
         "title": contract.title,
         "subject": contract.subject,
@@ -49,6 +50,10 @@ def _record(contract: Contract[Any]) -> dict[str, Any]:
         "sources": [{"work": one.work, "kind": one.kind, "claim": one.claim} for one in contract.sources],
         "examples": [example_in_words(example) for example in contract.examples],
     }
+    if contract.id == BAND_CONTRACT:
+        names = ("family", "models", "centre", "low", "high")
+        record["bands"] = [{name: getattr(band, name) for name in names} for band in BANDS]
+    return record
 
 
 def _show_all(contracts: tuple[Contract[Any], ...]) -> None:

@@ -98,7 +98,7 @@ BANDS: tuple[Band, ...] = (
          decoder=False, least=_LARGE, below=_HUGE),
     Band("lora", "encoders from 1 B", 1e-4, 6e-5, 3e-4,
          (sources.LORA.says("6e-5 to 2.6e-4 for DeBERTa-v2-XXL, rank 16, alpha 32"),
-          sources.RECOMMEND.says("3e-4 is recommended for every large encoder, so the band reaches to it")),
+          sources.OURS.says("3e-4 is recommended for every large encoder, so the band reaches to it")),
          decoder=False, least=_HUGE),
     Band("lora", "decoders up to 13 B", 2e-4, 1e-4, 5e-4,
          (sources.QLORA.says("2e-4 for 7 B and 13 B"), sources.LS_LLAMA.says("1e-4 for 7 B and 13 B"),
@@ -140,7 +140,7 @@ BANDS: tuple[Band, ...] = (
          below=_SMALL),
     Band("bitfit", "models from 60 M", 3e-4, 1e-4, 1e-3, (sources.TFEW.says("3e-4"),), least=_SMALL),
     Band("full", "models below 60 M", 5e-5, 1e-5, 5e-4,
-         (sources.RECOMMEND.says("5e-5 is recommended below 60 M"), _AXOLOTL_FULL, _ROOM),
+         (sources.OURS.says("5e-5 is recommended below 60 M"), _AXOLOTL_FULL, _ROOM),
          below=_SMALL),
     Band("full", "ModernBERT", 8e-5, 1e-5, 1e-4,
          (sources.MODERNBERT.says("8e-5 on GLUE"), sources.ROBERTA.says("1e-5 to 2e-5, which is not warned of either")),
@@ -153,6 +153,8 @@ BANDS: tuple[Band, ...] = (
          decoder=True, least=_SMALL),
 )  # fmt: skip
 """The table; the first row that holds is taken. DoRA and LoRA+ take LoRA's row with half its lower end."""
+BAND_CONTRACT = "C-LR-001"
+"""The contract that the table belongs to."""
 
 # A decoder of less than 60 M parameters takes the row of decoders for LoRA, and of small models for everything else.
 
@@ -258,7 +260,7 @@ INFO, WARN = Severity.INFO, Severity.WARN
 
 CONTRACTS: tuple[Contract[Situation], ...] = (
     Contract(
-        id="C-LR-001",
+        id=BAND_CONTRACT,
         title="Learning rate by method and size",
         subject=SUBJECT,
         rule="Warn if training.learning_rate is outside the band for the method and the model's size; info if it is "

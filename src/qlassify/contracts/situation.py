@@ -24,9 +24,9 @@ class ModelFacts:
         smallest_side: the smallest min(in, out) over the layers that the method is attached to.
         max_positions: the longest text in tokens, special ones included, that it has positions for.
         model_type: its architecture's name in its configuration.
-        linear_bytes: bytes of the weights that can be kept in few bits, as they are loaded.
+        linear_bytes: bytes that the weights of linear layers take as numbers, also if the run keeps them in few bits.
         other_bytes: bytes of everything else: embeddings, norms, biases.
-        bytes_per_parameter: bytes of one loaded number: 2 for bf16, 4 for fp32.
+        bytes_per_parameter: bytes of one such number: 2 for bf16, 4 for fp32.
     """
 
     parameters: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlassify.contracts.rates import BANDS
+from qlassify.contracts.rates import BAND_CONTRACT, BANDS
 from qlassify.contracts.rule import Contract, Example
 
 PAGE_HEAD = """\
@@ -95,6 +95,8 @@ def explain(contract: Contract[Any]) -> list[tuple[str, str]]:
         ("remedy", remedy_in_words(contract)),
     ]
     lines += [("widens", ", ".join(contract.widens))] if contract.widens else []
+    if contract.id == BAND_CONTRACT:
+        lines += [("band", f"{band.family}, {band.models}: {band.words()}, centre {band.centre:g}") for band in BANDS]
     lines += [("source", f"{source} ({source.kind})") for source in contract.sources]
     return lines + [("example", example_in_words(example)) for example in contract.examples]
 
@@ -120,7 +122,7 @@ def contract_section(contract: Contract[Any]) -> list[str]:
     facts += [f"Widens {', '.join(contract.widens)}."] if contract.widens else []
     lines += [" ".join(facts), "", "Sources:", ""]
     # The bands' sources stand beside their bands.
-    beside = {source for band in BANDS for source in band.sources} if contract.id == "C-LR-001" else set()
+    beside = {source for band in BANDS for source in band.sources} if contract.id == BAND_CONTRACT else set()
     lines += [f"- {source} ({source.kind})" for source in contract.sources if source not in beside]
     lines += ["- those of the table of bands"] if beside else []
     lines += ["", "Examples:", ""]
@@ -140,7 +142,7 @@ def page() -> str:
             subject = contract.subject
             lines += [f"## {subject}", ""]
         lines += contract_section(contract)
-        if contract.id == "C-LR-001":
+        if contract.id == BAND_CONTRACT:
             lines += ["The bands; the first row that holds is taken:", "", *bands_table(), ""]
     lines += [
         "## Held by construction",
