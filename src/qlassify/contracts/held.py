@@ -106,7 +106,7 @@ HELD: tuple[Held, ...] = (
         "tests/export/test_merged_export.py::test_merging_into_the_original_weights_is_another_classifier_and_says_how_far",
     ),
     Held(
-        "There is no fp16, whose range Llama and DeBERTa leave.",
+        "There is no fp16, in which only 80 % of QLoRA's runs on 7 B ended without error (artidoro/qlora, README.md).",
         "Precision is bf16 where hardware multiplies it, else fp32.",
         "tests/training/test_precision.py::test_bf16_where_it_is_faster",
     ),

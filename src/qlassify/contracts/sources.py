@@ -49,7 +49,6 @@ class Work:
 
 ENTRENAR = Work("entrenar, contracts/entrenar/qlora-hyperparameters-v1.yaml 1.0.0", "file")
 QLORA = Work("Dettmers et al. 2023, arXiv:2305.14314; artidoro/qlora, scripts/finetune_guanaco_*.sh", "file")
-QLORA_README = Work("Dettmers et al. 2023, arXiv:2305.14314; artidoro/qlora, README.md", "file")
 LORA = Work("Hu et al. 2021, arXiv:2106.09685; microsoft/LoRA, examples/NLU/*.sh", "file")
 RSLORA = Work("Kalajdzievski 2023, arXiv:2312.03732", "paper")
 ROBERTA = Work("fairseq, examples/roberta/README.glue.md", "file")
