@@ -219,3 +219,15 @@ def test_sources_that_conflict_are_both_named() -> None:
     assert re.search(r"2 in LoRA's.*0\.25 in QLoRA's", scale)
     clip = found(Situation(RunConfig.parse({"training": {"gradient_clip_norm": None}})), "C-CLIP-001").message
     assert "QLoRA's scripts have 0.3, entrenar 1.0" in clip
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e300, 1.7e308])
+def test_another_rank_has_an_alpha_that_there_is(alpha: float) -> None:
+    """At the same scale, an alpha at either end of the floating-point numbers would come to zero or to infinity."""
+    for settings, facts in (
+        ({"method.rank": 33, "method.alpha": alpha}, {"data.rows": 10}),
+        ({"method.rank": 1, "method.alpha": alpha}, {"data.class_counts": (5,) * 101}),
+    ):
+        situation = Situation.of(settings, facts)
+        for item in check(situation).items:
+            situation.with_remedy(item.remedy)

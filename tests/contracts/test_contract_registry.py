@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -352,7 +353,7 @@ LORA = st.fixed_dictionaries(
     {"kind": st.sampled_from(["lora", "qlora", "dora", "qdora"])},
     optional={
         "rank": st.integers(1, 100_000),
-        "alpha": numbers(0, 1e300),
+        "alpha": numbers(0, sys.float_info.max),
         "rslora": st.booleans(),
         "dropout": st.floats(0, 0.99),
         "lora_plus_ratio": numbers(0, 1e300),

@@ -7,6 +7,7 @@ them."""
 from __future__ import annotations
 
 import math
+import sys
 
 from qlassify.config.method import ALL_LINEAR, LoraConfig
 from qlassify.config.recommend import LARGE_DATA_ROWS
@@ -40,8 +41,9 @@ def _lora(situation: Situation) -> LoraConfig:
 
 
 def _alpha_for(method: LoraConfig, scale: float, rank: int) -> float:
-    """The alpha that gives ``scale`` at ``rank``, to 12 digits so that it is written shortly."""
-    return float(f"{scale * (math.sqrt(rank) if method.rslora else rank):.12g}")
+    """The alpha that gives ``scale`` at ``rank``, to 12 digits so that it is written shortly; positive and finite."""
+    alpha = float(f"{scale * (math.sqrt(rank) if method.rslora else rank):.12g}")
+    return min(max(alpha, sys.float_info.min), sys.float_info.max)
 
 
 def _is_near(value: float, other: float) -> bool:
