@@ -1,4 +1,4 @@
-"""Write the pages of this folder that follow from the code: ``cli.md`` and ``settings.md``.
+"""Write the pages of this folder that follow from the code: ``cli.md``, ``settings.md`` and ``contracts.md``.
 
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 if one is not what the code says
@@ -102,7 +102,14 @@ def _choices(annotation: Any) -> str:
     return f" One of {', '.join(f'`{word}`' for word in unique)}." if len(unique) > 1 else ""
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+def contracts_page() -> str:
+    """Every hyper-parameter contract, and the rules that need none."""
+    from qlassify.contracts.wording import page
+
+    return page()
+
+
+PAGES = {"cli.md": cli_page, "settings.md": settings_page, "contracts.md": contracts_page}
 
 
 def main() -> int:

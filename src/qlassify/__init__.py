@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qlassify.config.method import LoraConfig as LoraConfig
     from qlassify.config.quant import QuantConfig as QuantConfig
     from qlassify.config.run import RunConfig as RunConfig
+    from qlassify.contracts.rule import HyperparamDiagnostic as HyperparamDiagnostic
+    from qlassify.contracts.rule import HyperparamDiagnostics as HyperparamDiagnostics
     from qlassify.data.corpus import Corpus as Corpus
     from qlassify.data.corpus import ReadOptions as ReadOptions
     from qlassify.data.corpus import read_corpus as read_corpus
@@ -35,6 +37,8 @@ _HOMES = {
     "Corpus": "qlassify.data.corpus",
     "DataStats": "qlassify.data.stats",
     "FineTuneMethod": "qlassify.config.fine_tune_method",
+    "HyperparamDiagnostic": "qlassify.contracts.rule",
+    "HyperparamDiagnostics": "qlassify.contracts.rule",
     "LoraConfig": "qlassify.config.method",
     "MultiClassifier": "qlassify.multi_classifier",
     "QLoraLayer": "qlassify.quant.sizes",
@@ -53,6 +57,8 @@ __all__ = [
     "Corpus",
     "DataStats",
     "FineTuneMethod",
+    "HyperparamDiagnostic",
+    "HyperparamDiagnostics",
     "LoraConfig",
     "MultiClassifier",
     "QLoraLayer",

@@ -11,6 +11,7 @@ VERBS = {
     "train": ("--eval", "--test", "--base", "--rank", "--epochs", "--set", "--resume", "--json", "--quiet", "--debug"),
     "evaluate": ("--text", "--label", "--base", "--out", "--json"),
     "predict": ("--text", "--text-pair", "--text-column", "--output", "--json"),
+    "contracts": ("--json",),
     "demo": ("--epochs", "--seed", "--out", "--json"),
 }
 

@@ -15,6 +15,8 @@ PUBLIC = [
     "Corpus",
     "DataStats",
     "FineTuneMethod",
+    "HyperparamDiagnostic",
+    "HyperparamDiagnostics",
     "LoraConfig",
     "MultiClassifier",
     "QLoraLayer",

@@ -10,7 +10,7 @@ to the rank, 1e-4 for every model); ``ClassifyConfig.recommended`` is.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -27,6 +27,8 @@ from qlassify.config.run import (
     TrainingConfig,
 )
 from qlassify.config.section import Section
+from qlassify.contracts import entrenar
+from qlassify.contracts.rule import Contract, HyperparamDiagnostics
 
 
 class ClassifyConfig(Section):
@@ -182,3 +184,33 @@ class ClassifyConfig(Section):
             ),
             seed=self.seed,
         )
+
+    def validate_hyperparameters(self, model_params: int) -> HyperparamDiagnostics:
+        """What entrenar's contracts say of these settings (C-HP-001, 002, 003, 005, 006 and 007).
+
+        They are rules for QLoRA on decoders; ``contracts.registry.check`` on ``to_run_config()`` judges by method and
+        size. Nothing is raised: see ``contracts.rule.require_no_errors``.
+
+        Args:
+            model_params: parameters of the base model.
+        """
+        return self._check({"model_params": model_params}, entrenar.SETTINGS)
+
+    def validate_with_data(self, stats: entrenar.CorpusStats) -> HyperparamDiagnostics:
+        """What entrenar's contracts say of these settings with this data (C-HP-004 and 008).
+
+        Args:
+            stats: the three numbers of a ``DataStats``.
+        """
+        facts = {
+            "p99_token_length": stats.p99_token_length,
+            "imbalance_ratio": stats.imbalance_ratio,
+            "minority_count": stats.minority_count,
+        }
+        return self._check(facts, entrenar.DATA)
+
+    def _check(
+        self, facts: dict[str, Any], contracts: tuple[Contract[entrenar.FlatSituation], ...]
+    ) -> HyperparamDiagnostics:
+        settings = {name: getattr(self, name) for name in type(self).model_fields}
+        return entrenar.check(entrenar.FlatSituation.of(settings, facts), contracts)
