@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from qlassify.cli import demo, evaluate, export, predict, quantize, train
+from qlassify.cli import demo, evaluate, export, ledger, predict, quantize, train
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -28,6 +28,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
+app.command("ledger")(ledger.ledger)
 app.command("demo")(demo.demo)
 
 
