@@ -69,16 +69,18 @@ def _asked_until_granted(
     sleep: Callable[[float], None],
 ) -> Reservation:
     began = ledger.clock()
-    interval, told = FIRST_INTERVAL_SECONDS, False
+    interval, is_last, told = FIRST_INTERVAL_SECONDS, False, False
     while True:
         answer = ledger.try_reserve(request, ticket_id=ticket_id)
         if isinstance(answer, Reservation):
             return answer
         waited = ledger.clock() - began
-        if waited >= wait_seconds or answer.is_final:
+        if is_last or waited >= wait_seconds or answer.is_final:
             raise answer.error(0.0 if answer.is_final else waited)
         if on_wait is not None and not told:
             on_wait(answer)
             told = True
+        # Whether the next question is the last is settled here, so that rounded sums of pauses cannot add another.
+        is_last = interval >= wait_seconds - waited
         sleep(min(interval, wait_seconds - waited))
         interval = min(2 * interval, LONGEST_INTERVAL_SECONDS)
