@@ -66,8 +66,10 @@ def make_ledger(
     """A ledger on made-up devices; what it tells goes into ``told``, and is an error without."""
     tell = _refuse if told is None else told.append
     devices = FakeDevices() if devices is None else devices
-    return Ledger(path, devices=devices, tell=tell) if clock is None else Ledger(
-        path, devices=devices, clock=clock, tell=tell
+    return (
+        Ledger(path, devices=devices, tell=tell)
+        if clock is None
+        else Ledger(path, devices=devices, clock=clock, tell=tell)
     )
 
 

@@ -83,9 +83,11 @@ def test_no_tool_is_no_gpu_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     "value",
-    ["0", "1", "2,0", "0,1,2", "0, 1", "2,5,0", "1,-1,0", "-1", "", "0,0", "1,2,1", "7", "GPU-b", "GPU-aa", "GPU-bb-1,GPU-ab",
-     "GPU-a", "GPU-bb,GPU-a,GPU-ab", "GPU-bb,GPU-bb-1", "GPU-bb,0", "GPU-x"],
-)  # fmt: skip
+    [
+        *("0", "1", "2,0", "0,1,2", "0, 1", "2,5,0", "1,-1,0", "-1", "", "0,0", "1,2,1", "7"),
+        *("GPU-b", "GPU-aa", "GPU-bb-1,GPU-ab", "GPU-a", "GPU-bb,GPU-a,GPU-ab", "GPU-bb,GPU-bb-1", "GPU-bb,0", "GPU-x"),
+    ],
+)
 def test_the_variable_is_read_as_torch_reads_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.cuda
 

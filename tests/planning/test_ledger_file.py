@@ -16,9 +16,7 @@ from qlassify.planning.ledger_records import LedgerState
 
 def make_file(path: Path, told: list[str] | None = None, lock_timeout_seconds: float = 30.0) -> LedgerFile:
     told = [] if told is None else told
-    return LedgerFile(
-        path, "boot", clock=FakeClock(), tell=told.append, lock_timeout_seconds=lock_timeout_seconds
-    )
+    return LedgerFile(path, "boot", clock=FakeClock(), tell=told.append, lock_timeout_seconds=lock_timeout_seconds)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

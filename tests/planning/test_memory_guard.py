@@ -126,13 +126,15 @@ def test_a_heartbeat_that_fails_is_said_once_and_ends_nothing(path: Path) -> Non
 
 def test_a_release_that_fails_does_not_hide_what_happened_inside(path: Path) -> None:
     told: list[str] = []
-    with (
-        pytest.raises(ZeroDivisionError),
-        reserve(GPU.key, 1000, task="test", ledger=make_ledger(path), tell=told.append),
-    ):
+
+    def damage() -> None:
         path.unlink()
         path.mkdir()
         raise ZeroDivisionError
+
+    block = reserve(GPU.key, 1000, task="test", ledger=make_ledger(path), tell=told.append)
+    with pytest.raises(ZeroDivisionError), block:
+        damage()
     assert len(told) == 1
     assert "could not be given back" in told[0]
 

@@ -1,4 +1,4 @@
-"""Whether a process is the one that was meant, and whether it lives. psutil is the second opinion, where it is there."""
+"""Whether a process is the one that was meant, and whether it lives; psutil, where it is, is asked as well."""
 
 from __future__ import annotations
 

@@ -88,9 +88,7 @@ def test_a_device_that_is_too_small_is_not_waited_for(path: Path, clock: FakeClo
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_whatever_ends_the_waiting_gives_up_the_place(
-    path: Path, clock: FakeClock, kind: type[BaseException]
-) -> None:
+def test_whatever_ends_the_waiting_gives_up_the_place(path: Path, clock: FakeClock, kind: type[BaseException]) -> None:
     ledger = make_ledger(path, clock=clock, devices=Counting())
     request = ledger.request(GPU.key, 1, task="waits")
 

@@ -28,7 +28,8 @@ from qlassify.planning.ledger_records import DamagedLedger, LedgerState, NewerLe
 LOCK_TIMEOUT_SECONDS = 30.0
 CLOSED_SECONDS = 60.0
 """How long a ledger that replaces a damaged one promises nothing: two heartbeats of a reservation."""
-_LOCK_INTERVAL_SECONDS = (0.001, 0.05)
+_LOCK_INTERVAL_SECONDS = (0.001, 0.01)
+"""First and longest pause between two tries. A try costs microseconds and the lock is held for milliseconds."""
 
 
 class LedgerFile:
