@@ -162,7 +162,18 @@ def fork_inside(path: Path) -> None:
     say(count())
 
 
-ROLES = {role.__name__: role for role in (rounds, hold, keep, kill, turns, wait, fork_inside)}
+def fork_while_locked(path: Path) -> None:
+    """A child that is forked while the lock is held, as another thread may do, and lives on."""
+    ledger = make_ledger(path)
+    with ledger.file.locked():
+        pid = forked(signal.pause)
+    try:
+        say("granted" if take(ledger, 1000) else "refused")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+ROLES = {role.__name__: role for role in (rounds, hold, keep, kill, turns, wait, fork_inside, fork_while_locked)}
 
 if __name__ == "__main__":
     ROLES[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

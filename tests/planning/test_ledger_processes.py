@@ -212,4 +212,9 @@ def test_a_waiting_process_that_dies_stands_in_nobodys_way(children: Children, p
 
 
 def test_a_forked_child_gives_nothing_back(children: Children) -> None:
-    assert children.run("fork_inside", *()) == ["1", "None", "0"]
+    assert children.run("fork_inside") == ["1", "None", "0"]
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_keep_the_lock(children: Children) -> None:
+    """Its copy of the descriptor would hold a lock that its parent only closed."""
+    assert children.run("fork_while_locked") == ["granted"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -160,7 +162,7 @@ def test_where_the_ledger_is_off_the_block_runs_and_the_reason_is_there(
     assert not path.exists()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the ledger needs Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="the ledger needs Linux")
 def test_the_machines_own_ledger_is_the_default(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte of the host's memory, by the system's own figures."""
     monkeypatch.setenv("QLASSIFY_LEDGER", str(path))
@@ -180,3 +182,26 @@ def test_waiting_is_passed_on(path: Path) -> None:
         ),
     ):
         raise AssertionError("the block must not run")
+
+
+def test_without_file_locks_everything_can_be_imported_and_nothing_is_reserved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a system other than Linux: a fresh interpreter in which there is no ``fcntl``."""
+    monkeypatch.delenv("QLASSIFY_LEDGER", raising=False)
+    script = (
+        "import sys\n"
+        "sys.modules['fcntl'] = None\n"
+        "from qlassify.planning.memory_guard import reserve\n"
+        "with reserve('cuda', 10**15, task='test') as guard:\n"
+        "    print(guard.off)\n"
+        "sys.argv = ['qlassify', 'ledger']\n"
+        "from qlassify.cli.app import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        done.stdout.splitlines()
+        == ["The memory ledger is off: it needs Linux (/proc and file locks). Nothing is reserved."] * 2
+    )

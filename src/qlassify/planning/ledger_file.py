@@ -91,6 +91,10 @@ class LedgerFile:
                 pause = min(2 * pause, longest)
             yield
         finally:
+            # Said, not left to the closing: a child that another thread forks meanwhile has the descriptor as well, and
+            # a lock that is only closed would be held for as long as that child lives.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def read(self) -> LedgerState:

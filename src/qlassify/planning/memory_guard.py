@@ -194,8 +194,9 @@ def _heartbeat(
             try:
                 used = None if measure is None else measure()
                 guard.renew() if used is None else guard.record_usage(used)
-            except QlassifyError as error:
-                # A job of hours does not end because a lease could not be renewed; the next beat tries again.
+            except Exception as error:
+                # Any: the measure is the caller's. A job of hours does not end because a lease could not be renewed,
+                # and a thread that ended would renew no more; the next beat tries again.
                 if not told:
                     tell(f"the memory reservation of this process could not be renewed: {error}")
                 told = True
