@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from qlassify.cli import contracts, demo, evaluate, export, predict, quantize, train
+from qlassify.cli import contracts, demo, evaluate, export, ledger, predict, quantize, train
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -29,6 +29,7 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
 app.command("contracts")(contracts.contracts)
+app.command("ledger")(ledger.ledger)
 app.command("demo")(demo.demo)
 
 
