@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlassify.data.corpus import Corpus
-from qlassify.data.findings import INFO, WARNING, Finding, excerpt, listed, named, share
+from qlassify.data.findings import INFO, WARNING, Finding, excerpt, listed, named, share, verb
 
 MAX_DAMAGED_ROWS = 5
 """Examples of each kind of damage in each part."""
@@ -69,11 +69,10 @@ class Damage:
     def findings(self) -> tuple[Finding, ...]:
         """What to say about it."""
         severity, noun, do = _WORDING[self.kind]
-        holds = "holds" if self.num_rows == 1 else "hold"
         example = f", {self.examples[0]!r}" if self.examples else ""
         what = (
-            f"{share(self.num_rows, self.part_rows)} {named(self.part)} texts {holds} {noun}: "
-            f"{'row' if self.num_rows == 1 else 'rows'} {listed(self.rows, 3, self.num_rows)}{example}."
+            f"{share(self.num_rows, self.part_rows)} {named(self.part)} texts {verb(self.num_rows, 'holds', 'hold')} {noun}: "
+            f"{verb(self.num_rows, 'row', 'rows')} {listed(self.rows, 3, self.num_rows)}{example}."
         )
         return (Finding("encoding", severity, what, do),)
 

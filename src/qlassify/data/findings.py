@@ -68,7 +68,7 @@ def counted(number: int, one: str, more: str | None = None) -> str:
 
 
 def verb(number: int, one: str, more: str) -> str:
-    """The form of a verb for so many."""
+    """The form of a word that goes with so many."""
     return one if number == 1 else more
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlassify.data.corpus import Corpus
-from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, listed
+from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, listed, verb
 from qlassify.seeding import numpy_generator
 
 MIN_ROWS = 10
@@ -92,9 +92,8 @@ class GiveAways:
         found = [_warning(entries) for entries in frequent]
         if rare:
             words = listed([f"{entry.word!r} ({entry.label})" for entry in rare])
-            what = (
-                f"{counted(len(rare), 'word')} {'settles' if len(rare) == 1 else 'settle'} a rare label alone: {words}."
-            )
+            settle = verb(len(rare), "settles", "settle")
+            what = f"{counted(len(rare), 'word')} {settle} a rare label alone: {words}."
             found.append(Finding("give-aways", INFO, what, "Check that they are what the labels are about."))
         return tuple(found)
 
@@ -109,7 +108,7 @@ def _warning(entries: Sequence[GiveAway]) -> Finding:
     )
     if others:
         words = listed([f"{entry.word!r} ({entry.with_label} of {entry.rows})" for entry in others])
-        what += f" So {'does' if len(others) == 1 else 'do'} {words}."
+        what += f" So {verb(len(others), 'does', 'do')} {words}."
     do = "If the texts to be classified will not have it, remove it from these, or the score means nothing."
     return Finding("give-aways", WARNING, what, do)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlassify.data.dataset import Dataset
-from qlassify.data.findings import INFO, WARNING, Finding, counted, listed, named
+from qlassify.data.findings import INFO, WARNING, Finding, counted, listed, named, verb
 from qlassify.data.labels import label_counts
 from qlassify.data.split import normalised_text
 
@@ -76,7 +76,7 @@ class LabelBalance:
             for unknown, known, rows in entries:
                 what = (
                     f"{counted(rows, f'{named(part)} row')} with the label {unknown!r} "
-                    f"{'was' if rows == 1 else 'were'} left out; training has {known!r}, which differs only in letter "
+                    f"{verb(rows, 'was', 'were')} left out; training has {known!r}, which differs only in letter "
                     "case, blanks or hyphens."
                 )
                 found.append(Finding("labels", WARNING, what, "Give them one name."))
@@ -109,14 +109,14 @@ class LabelBalance:
         for part, names in self.missing.items():
             if names:
                 what = (
-                    f"{counted(len(names), 'label')} of {len(self.counts['train'])} {_has(len(names))} no {part} row: "
+                    f"{counted(len(names), 'label')} of {len(self.counts['train'])} {verb(len(names), 'has', 'have')} no {part} row: "
                     f"{listed([repr(name) for name in names])}."
                 )
                 do = f"The {part} score says nothing about them."
                 found.append(Finding("labels", WARNING, what, do))
         for part, rows in self.without_labels.items():
             if rows:
-                what = f"{counted(rows, f'{named(part)} row')} {_has(rows)} no label at all."
+                what = f"{counted(rows, f'{named(part)} row')} {verb(rows, 'has', 'have')} no label at all."
                 found.append(Finding("labels", INFO, what, "They teach that no label fits. Is that what is meant?"))
         return found
 
@@ -164,7 +164,3 @@ def _unknown_alike(dataset: Dataset, known: Mapping[str, str]) -> dict[str, tupl
 
 def _folded(name: str) -> str:
     return normalised_text(name.replace("_", " ").replace("-", " "))
-
-
-def _has(number: int) -> str:
-    return "has" if number == 1 else "have"

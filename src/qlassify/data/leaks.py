@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlassify.data.corpus import Corpus
-from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, named, share
+from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, named, share, verb
 from qlassify.data.repeats import DistinctTexts, Labels, sorted_labels
 from qlassify.data.similar import SimilarPairs, components
 
@@ -167,15 +167,17 @@ class SimilarGroups:
         if not self.groups:
             return ()
         nearly = self.kind == "near"
+        are = "are near duplicates of" if nearly else "share passages with"
         what = (
-            f"{counted(self.rows, 'row')} in {counted(self.groups, 'group')} "
-            f"{'are near duplicates of' if nearly else 'share passages with'} one another, at most {self.largest} together; "
+            f"{counted(self.rows, 'row')} in {counted(self.groups, 'group')} {are} one another, at most {self.largest} "
+            f"together; "
             f"in {counted(self.mixed_groups, 'group')} ({counted(self.mixed_rows, 'row')}) labels differ."
         )
         if not self.complete:
             what += f" The search stopped after {self.num_compared} pairs; there are more."
         elif self.capped_buckets:
-            what += f" {counted(self.capped_buckets, 'large set')} of candidates {_was(self.capped_buckets)} compared in part."
+            were = verb(self.capped_buckets, "was", "were")
+            what += f" {counted(self.capped_buckets, 'large set')} of candidates {were} compared in part."
         do = "" if nearly else "Where groups are sources, keep each on one side of a split."
         if nearly and self.mixed_groups:
             do = "Look at the groups with different labels: either a small difference decides, or a label is wrong."
@@ -311,7 +313,3 @@ def similar_groups(
         pairs.capped_buckets,
         pairs.complete,
     )
-
-
-def _was(number: int) -> str:
-    return "was" if number == 1 else "were"

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlassify.data.corpus import Corpus
-from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, listed, named
+from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, listed, named, verb
 from qlassify.data.split import normalised_text
 
 Labels = tuple[str, ...]
@@ -102,8 +102,9 @@ class Duplicates:
         found = []
         if self.same.texts:
             most = self.repeated[0]
+            texts = counted(self.same.texts, f"{named(self.part)} text")
             what = (
-                f"{counted(self.same.texts, f'{named(self.part)} text')} {'stands' if self.same.texts == 1 else 'stand'} in "
+                f"{texts} {verb(self.same.texts, 'stands', 'stand')} in "
                 f"more than one row, {self.same.rows} rows in all ({self.same.surplus} repeat an earlier one, "
                 f"{self.identical.surplus} of them character for character); most often {most.excerpt!r}, "
                 f"{len(most.rows)} times."
@@ -112,9 +113,9 @@ class Duplicates:
             found.append(Finding("duplicates", INFO, what, do))
         if self.same.conflicting_texts:
             first = self.conflicting[0]
+            texts = counted(self.same.conflicting_texts, f"{named(self.part)} text")
             what = (
-                f"{counted(self.same.conflicting_texts, f'{named(self.part)} text')} "
-                f"{'has' if self.same.conflicting_texts == 1 else 'have'} different labels in different rows, "
+                f"{texts} {verb(self.same.conflicting_texts, 'has', 'have')} different labels in different rows, "
                 f"{self.same.conflicting_rows} rows in all; for example {first.excerpt!r} in rows "
                 f"{listed(first.rows)}: {listed([' + '.join(labels) or 'none' for labels in first.labels])}."
             )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlassify.data.dataset import LabelledRows
-from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, listed, named, share
+from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, listed, named, share, verb
 from qlassify.data.labels import LabelMap
 from qlassify.data.tokenise import Encoded
 
@@ -90,22 +90,22 @@ class TokenLengths:
             severity = WARNING if cut.rows > MAX_CUT_SHARE * self.num_rows else INFO
             labels = [f"{name!r} {100 * rows / total:.0f} %" for name, (rows, total) in cut.by_label.items()]
             what = (
-                f"{share(cut.rows, self.num_rows)} {named(self.part)} texts are cut at {cut.max_length} tokens and lose their "
-                f"{cut.side}, {counted(cut.lost_tokens, 'token')} in all; by label: {listed(labels)}."
+                f"{share(cut.rows, self.num_rows)} {named(self.part)} texts are cut at {cut.max_length} tokens and lose "
+                f"their {cut.side}, {counted(cut.lost_tokens, 'token')} in all; by label: {listed(labels)}."
             )
             do = f"A maximal length of {self.percentiles[99]} tokens would keep 99 % of the texts whole."
             found.append(Finding("truncation", severity, what, do))
         if self.num_no_token:
             what = (
                 f"{counted(self.num_no_token, f'{named(self.part)} text')} "
-                f"{'comes' if self.num_no_token == 1 else 'come'} to no token: "
+                f"{verb(self.num_no_token, 'comes', 'come')} to no token: "
                 f"rows {listed(self.no_token_rows, total=self.num_no_token)}."
             )
             found.append(Finding("short texts", WARNING, what, "The model sees nothing of them; remove them."))
         if self.num_one_token:
             what = (
                 f"{counted(self.num_one_token, f'{named(self.part)} text')} "
-                f"{'is a single token' if self.num_one_token == 1 else 'are single tokens'}: "
+                f"{verb(self.num_one_token, 'is a single token', 'are single tokens')}: "
                 f"{listed([repr(text) for text in self.one_token_texts])}."
             )
             found.append(Finding("short texts", INFO, what, "Check that so little says what the label says."))

@@ -151,7 +151,7 @@ def _skill(probabilities: NDArray[np.float64], given: NDArray[np.bool_]) -> floa
 def _contradicted(
     probabilities: NDArray[np.float64], given: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
-    """Whether each row is a candidate (N,), the most probable label that it has not, and its own label's probability."""
+    """(N,) each: whether the row is a candidate, the likeliest label that it has not, its own label's probability."""
     totals = given.sum(axis=0)
     # Mean probability of a label where it is given; a label that no row has is never suggested.
     usual = np.where(totals > 0, (probabilities * given).sum(axis=0) / np.maximum(1, totals), np.inf)
