@@ -71,7 +71,8 @@ class Damage:
         severity, noun, do = _WORDING[self.kind]
         example = f", {self.examples[0]!r}" if self.examples else ""
         what = (
-            f"{share(self.num_rows, self.part_rows)} {named(self.part)} texts {verb(self.num_rows, 'holds', 'hold')} {noun}: "
+            f"{share(self.num_rows, self.part_rows)} {named(self.part)} texts {verb(self.num_rows, 'holds', 'hold')} "
+            f"{noun}: "
             f"{verb(self.num_rows, 'row', 'rows')} {listed(self.rows, 3, self.num_rows)}{example}."
         )
         return (Finding("encoding", severity, what, do),)

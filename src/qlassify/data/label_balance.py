@@ -109,7 +109,8 @@ class LabelBalance:
         for part, names in self.missing.items():
             if names:
                 what = (
-                    f"{counted(len(names), 'label')} of {len(self.counts['train'])} {verb(len(names), 'has', 'have')} no {part} row: "
+                    f"{counted(len(names), 'label')} of {len(self.counts['train'])} {verb(len(names), 'has', 'have')} "
+                    f"no {part} row: "
                     f"{listed([repr(name) for name in names])}."
                 )
                 do = f"The {part} score says nothing about them."

@@ -90,8 +90,8 @@ class TokenLengths:
             severity = WARNING if cut.rows > MAX_CUT_SHARE * self.num_rows else INFO
             labels = [f"{name!r} {100 * rows / total:.0f} %" for name, (rows, total) in cut.by_label.items()]
             what = (
-                f"{share(cut.rows, self.num_rows)} {named(self.part)} texts are cut at {cut.max_length} tokens and lose "
-                f"their {cut.side}, {counted(cut.lost_tokens, 'token')} in all; by label: {listed(labels)}."
+                f"{share(cut.rows, self.num_rows)} {named(self.part)} texts are cut at {cut.max_length} tokens and "
+                f"lose their {cut.side}, {counted(cut.lost_tokens, 'token')} in all; by label: {listed(labels)}."
             )
             do = f"A maximal length of {self.percentiles[99]} tokens would keep 99 % of the texts whole."
             found.append(Finding("truncation", severity, what, do))
