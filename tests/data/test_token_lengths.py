@@ -97,7 +97,7 @@ def test_texts_of_one_token_and_of_none(tmp_path: Path, special: bool) -> None:
     assert (found.one_token_rows, found.num_one_token) == ((1, 5), 2)
     assert found.one_token_texts == ("w1", "w3")
     nothing, single = found.findings()
-    assert nothing.what == "1 training text comes to no token: rows 4."
+    assert nothing.what == "1 training text comes to no token: row 4."
     assert single.what == "2 training texts are single tokens: 'w1', 'w3'."
 
 

@@ -99,7 +99,7 @@ class TokenLengths:
             what = (
                 f"{counted(self.num_no_token, f'{named(self.part)} text')} "
                 f"{verb(self.num_no_token, 'comes', 'come')} to no token: "
-                f"rows {listed(self.no_token_rows, total=self.num_no_token)}."
+                f"{verb(self.num_no_token, 'row', 'rows')} {listed(self.no_token_rows, total=self.num_no_token)}."
             )
             found.append(Finding("short texts", WARNING, what, "The model sees nothing of them; remove them."))
         if self.num_one_token:

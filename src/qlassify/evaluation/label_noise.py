@@ -4,8 +4,9 @@ Training rows are dealt into four folds; TF-IDF and logistic regression (``basel
 the fourth. Rows of one group stay in one fold, so that no row is judged by what it, or its double, has taught. A row is
 a candidate if another label than its own is more probable than not, by 0.2 or more above its own, and at least as
 probable as that label is, on average, where it is given. That is the rule of confident learning (Northcutt, Jiang and
-Chuang 2021, arXiv:1911.00068, section 3.1), with a margin, because a bag of words is often unsure. With several labels
-a row, it is asked for missing labels only: a word count that does not see why a label was given says little.
+Chuang 2021, arXiv:1911.00068, section 3.1), with a margin, because a bag of words is often unsure. Where a row may have
+several labels, they do not compete: there, a label is a candidate that the row lacks, and what stands against it is
+that it is rightly missing. A word count that does not see why a label was given says little, and is not asked.
 
 Candidates are ranked by how much more probable the other label is. They are rows to look at and not errors: a good
 part of them are texts that need more than their words. A transformer in the place of the bag of words would find more,
@@ -35,7 +36,7 @@ from qlassify.seeding import derive_seed, numpy_generator
 
 NUM_FOLDS = 4
 MARGIN = 0.2
-"""Least difference between the probability of the other label and that of the row's own."""
+"""Least difference between the probability of the other label and that of what the row says."""
 MIN_SKILL = 0.1
 """Least skill of a bag of words whose contradiction means something."""
 MAX_CANDIDATES = 100
@@ -55,7 +56,8 @@ class NoiseCandidate:
         given: its labels.
         suggested: the label that its words speak for.
         probability: of that label.
-        given_probability: of the most probable label that it has; 0 if it has none.
+        given_probability: of what the row says: its own label, or that it rightly lacks the suggested one where rows
+            may have several labels.
         excerpt: the beginning of the text.
     """
 
@@ -123,7 +125,7 @@ def find_label_noise(
     probabilities, num_fit_rows = _out_of_fold(corpus, targets, len(names), groups, seed)
     given = targets > 0.5 if targets.ndim == 2 else targets[:, None] == np.arange(len(names))
     skill = _skill(probabilities, given)
-    doubtful, suggested, own = _contradicted(probabilities, given)
+    doubtful, suggested, own = _contradicted(probabilities, given, multi_label=targets.ndim == 2)
     rows = np.flatnonzero(doubtful) if skill >= MIN_SKILL else np.zeros(0, np.int64)
     probability = probabilities[np.arange(len(corpus)), suggested]
     ranked = rows[np.lexsort((rows, (own - probability)[rows]))]
@@ -149,16 +151,16 @@ def _skill(probabilities: NDArray[np.float64], given: NDArray[np.bool_]) -> floa
 
 
 def _contradicted(
-    probabilities: NDArray[np.float64], given: NDArray[np.bool_]
+    probabilities: NDArray[np.float64], given: NDArray[np.bool_], *, multi_label: bool
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
-    """(N,) each: whether the row is a candidate, the likeliest label that it has not, its own label's probability."""
+    """(N,) each: whether the row is a candidate, the likeliest label that it has not, the probability of what it says."""
     totals = given.sum(axis=0)
     # Mean probability of a label where it is given; a label that no row has is never suggested.
     usual = np.where(totals > 0, (probabilities * given).sum(axis=0) / np.maximum(1, totals), np.inf)
-    own = np.where(given, probabilities, 0.0).max(axis=1)
     other = np.where(given, -1.0, probabilities)
     suggested = other.argmax(axis=1)
     probability = other.max(axis=1)
+    own = 1.0 - probability if multi_label else np.where(given, probabilities, 0.0).max(axis=1)
     doubtful = (probability - own >= MARGIN) & (probability >= usual[suggested]) & (probability > 0.5)
     return doubtful, suggested, own
 
