@@ -24,7 +24,9 @@ LONG = (
     "The council has decided that the old bridge over the river will be closed for two years, because its pillars can "
     "no longer carry the weight of the lorries that cross it every day."
 )
-SHORT = "The old bridge over the river will be closed for two years, because its pillars can no longer carry the weight."
+SHORT = (
+    "The old bridge over the river will be closed for two years, because its pillars can no longer carry the weight."
+)
 
 
 def corpora(folder: Path, **parts: list[tuple[str, str]]) -> dict[str, Corpus]:

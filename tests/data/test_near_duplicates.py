@@ -15,7 +15,9 @@ from qlassify.data.similar import SimilarPairs, components
 
 
 def jaccard(one: str, other: str) -> float:
-    sets = [{text[i : i + SHINGLE_CHARS] for i in range(max(1, len(text) - SHINGLE_CHARS + 1))} for text in (one, other)]
+    sets = [
+        {text[i : i + SHINGLE_CHARS] for i in range(max(1, len(text) - SHINGLE_CHARS + 1))} for text in (one, other)
+    ]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 

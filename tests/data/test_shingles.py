@@ -18,9 +18,7 @@ texts_of_few_letters = st.lists(st.text("ab \U0001f600", max_size=30), min_size=
 
 def sets_of(texts: list[str], width: int) -> list[set[str]]:
     """The reference: a text shorter than a window is one shingle, an empty text has none."""
-    return [
-        {text[i : i + width] for i in range(max(1, len(text) - width + 1))} if text else set() for text in texts
-    ]
+    return [{text[i : i + width] for i in range(max(1, len(text) - width + 1))} if text else set() for text in texts]
 
 
 @settings(max_examples=40)

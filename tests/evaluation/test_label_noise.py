@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def corpus_of(folder: Path, texts: list[str], labels: list[Any]) -> Corpus:
     key = "labels" if isinstance(labels[0], list) else "label"
     path = folder / "rows.jsonl"
     # A blank row first, so that a row's number is not its position.
-    rows = [{"text": "", key: labels[0]}, *({"text": text, key: label} for text, label in zip(texts, labels, strict=True))]
+    rows = [
+        {"text": "", key: labels[0]},
+        *({"text": text, key: label} for text, label in zip(texts, labels, strict=True)),
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return read_corpus(path)
 
@@ -63,7 +67,7 @@ def test_planted_noise_is_on_top_with_its_true_label(tmp_path: Path) -> None:
         assert candidate.probability - candidate.given_probability >= module.MARGIN
     margins = [candidate.probability - candidate.given_probability for candidate in found.candidates]
     # Both are rounded to four digits.
-    assert all(one >= other - 2e-4 for one, other in zip(margins, margins[1:], strict=False))
+    assert all(one >= other - 2e-4 for one, other in pairwise(margins))
     assert found.num_rows == 1500
     assert found.num_fit_rows == 1125
     [finding] = found.findings()

@@ -40,7 +40,11 @@ def dataset(tmp_path: Path) -> Dataset:
         return {"text": " ".join(generator.choice(words, 9)) + (" sunny" if label == "good" else ""), "label": label}
 
     train = [row("good" if n % 2 else "bad") for n in range(120)]
-    train += [{"text": "the same", "label": "bad"}, {"text": "The  same", "label": "good"}, {"text": "", "label": "bad"}]
+    train += [
+        {"text": "the same", "label": "bad"},
+        {"text": "The  same", "label": "good"},
+        {"text": "", "label": "bad"},
+    ]
     train += [{"text": "caf\u00c3\u00a9 au lait", "label": "bad"}, {"text": "once only", "label": "rare"}]
     train += [{"text": "gloomy", "label": "bad"}] * 2
     test = [*train[:3], row("good"), {"text": "what", "label": "unheard"}, {"text": "x", "label": "Good"}]
@@ -103,7 +107,9 @@ def test_rows_of_one_source_do_not_judge_one_another(tmp_path: Path) -> None:
     rows = []
     for n in range(60):
         article = " ".join(f"w{n}x{word}" for word in generator.integers(0, 10_000, 60))
-        plain, rich = (" ".join(f"{kind}{word}" for word in generator.integers(0, 40, 40)) for kind in ("plain", "rich"))
+        plain, rich = (
+            " ".join(f"{kind}{word}" for word in generator.integers(0, 40, 40)) for kind in ("plain", "rich")
+        )
         rows += [{"text": f"{article} {plain}", "label": "plain"}, {"text": f"{rich} {article}", "label": "rich"}]
     path = tmp_path / "articles.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -122,7 +128,9 @@ def test_rows_of_one_source_do_not_judge_one_another(tmp_path: Path) -> None:
 def test_a_corpus_from_one_template_is_still_judged(tmp_path: Path) -> None:
     """One source that is larger than a fold: rows are then dealt out by their texts."""
     frame = "this is the text of a form that everybody fills in, with one word in it that matters and which is here: "
-    rows = [{"text": frame + ("yes indeed" if n % 2 else "not at all") + f" {n}", "label": str(n % 2)} for n in range(80)]
+    rows = [
+        {"text": frame + ("yes indeed" if n % 2 else "not at all") + f" {n}", "label": str(n % 2)} for n in range(80)
+    ]
     path = tmp_path / "forms.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     found = audited(build_dataset(read_corpus(path), None, None, fraction=0.2, seed=0))

@@ -153,7 +153,7 @@ def _skill(probabilities: NDArray[np.float64], given: NDArray[np.bool_]) -> floa
 def _contradicted(
     probabilities: NDArray[np.float64], given: NDArray[np.bool_], *, multi_label: bool
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
-    """(N,) each: whether the row is a candidate, the likeliest label that it has not, the probability of what it says."""
+    """(N,) each: whether the row is a candidate, the likeliest label that it lacks, the probability of what it says."""
     totals = given.sum(axis=0)
     # Mean probability of a label where it is given; a label that no row has is never suggested.
     usual = np.where(totals > 0, (probabilities * given).sum(axis=0) / np.maximum(1, totals), np.inf)
