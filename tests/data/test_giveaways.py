@@ -119,6 +119,22 @@ def test_long_corpora_are_sampled_and_say_so(tmp_path: Path, monkeypatch: pytest
     assert found == found_in(tmp_path, texts, targets)
 
 
+def test_many_words_and_labels_are_bounded_and_what_is_not_listed_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, targets = noise(400, 2)
+    texts = [text + (" sent from my phone" if target else "") for text, target in zip(texts, targets, strict=True)]
+    monkeypatch.setattr(module, "MAX_LISTED", 3)
+    found = found_in(tmp_path, texts, targets)
+    assert (len(found.words), found.num_words) == (3, 4)
+    assert found.findings()[-1].what == "1 more word settles a label alone."
+    # Four words are in half of the rows and all others in fewer: with room for four words times two labels, these.
+    monkeypatch.setattr(module, "MAX_COUNTS", 8)
+    assert found_in(tmp_path, texts, targets).num_words == 4
+    monkeypatch.setattr(module, "MAX_COUNTS", 4)
+    assert found_in(tmp_path, texts, targets).num_words == 2
+
+
 @pytest.mark.parametrize("texts", [["? !", "..."], ["a", "b"], ["one", "two"]])
 def test_texts_without_a_frequent_word(tmp_path: Path, texts: list[str]) -> None:
     assert found_in(tmp_path, texts, np.array([0, 1])).words == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_a_sample_takes_a_shingle_from_all_texts_or_from_none() -> None:
 def test_texts_shorter_than_a_run_have_none() -> None:
     numbers, owners, every = sampled_shingles(["abc", "abcd", ""], 4, limit=10, seed=0)
     assert (len(numbers), owners.tolist(), every) == (1, [1], 1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator"), OSError("no space"), ValueError("damaged")])
+def test_without_a_cache_that_works_functions_are_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    njit = shingles.numba.njit
+
+    def without_cache(*arguments: Any, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise error
+        return njit(*arguments, **options)
+
+    monkeypatch.setattr(shingles.numba, "njit", without_cache)
+    twice = shingles.compiled(lambda number: 2 * number)
+    assert (twice(3), twice(4)) == (6, 8)
 
 
 def test_chunks_cover_all_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,13 @@ def test_fitting_is_bounded_and_judging_is_not(tmp_path: Path, monkeypatch: pyte
     assert (found.num_fit_rows, found.num_rows) == (100, 400)
 
 
+def test_so_many_rows_and_labels_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PROBABILITIES", 3 * 150)
+    found = judged(tmp_path, *sentences(400))
+    assert found.num_rows == 150
+    assert found == judged(tmp_path, *sentences(400))
+
+
 def test_a_missing_label_among_several(tmp_path: Path) -> None:
     texts, targets = sentences(600)
     flags = (targets[:, None] == np.arange(3)).astype(np.float32)

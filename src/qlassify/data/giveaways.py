@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlassify.data.corpus import Corpus
-from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, listed, verb
+from qlassify.data.findings import INFO, WARNING, Finding, counted, listed, verb
 from qlassify.seeding import numpy_generator
 
 MIN_ROWS = 10
@@ -36,7 +36,11 @@ MIN_LABEL_SHARE = 0.05
 MAX_CHARS = 20_000_000
 """Characters of the texts that are looked at; beyond, a sample of rows is."""
 MAX_WORDS = 100_000
-"""Different words that are looked at, the most frequent ones."""
+"""Different words that are looked at, the most frequent ones; fewer where there are more than a hundred labels."""
+MAX_COUNTS = 10_000_000
+"""Words times labels of which rows are counted; 8 bytes each."""
+MAX_LISTED = 100
+"""Give-aways that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class GiveAways:
     """The give-aways of the training rows.
 
     Attributes:
-        words: the ones that cover the largest share of the rows first; at most ``MAX_EXAMPLES``.
+        words: the ones that cover the largest share of the rows first; at most ``MAX_LISTED``.
         num_words: how many there are.
         num_examined: rows that were looked at.
         num_rows: training rows.
@@ -95,6 +99,12 @@ class GiveAways:
             settle = verb(len(rare), "settles", "settle")
             what = f"{counted(len(rare), 'word')} {settle} a rare label alone: {words}."
             found.append(Finding("give-aways", INFO, what, "Check that they are what the labels are about."))
+        if self.num_words > len(self.words):
+            more = self.num_words - len(self.words)
+            what = f"{counted(more, 'more word')} {verb(more, 'settles', 'settle')} a label alone."
+            found.append(
+                Finding("give-aways", INFO, what, "So many come from a template, or from labels made by rules.")
+            )
         return tuple(found)
 
 
@@ -143,7 +153,7 @@ def find_give_aways(corpus: Corpus, targets: NDArray[Any], names: Sequence[str],
             if first is None or entry.with_label > first.with_label:
                 found[entry.word, entry.label] = entry
     ranked = sorted(found.values(), key=lambda entry: (-entry.with_label, entry.word, entry.label))
-    return GiveAways(tuple(ranked[:MAX_EXAMPLES]), len(ranked), len(texts), len(corpus))
+    return GiveAways(tuple(ranked[:MAX_LISTED]), len(ranked), len(texts), len(corpus))
 
 
 def _sample(texts: Sequence[str], seed: int) -> NDArray[np.int64]:
@@ -162,7 +172,8 @@ def _word_counts(
     from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(binary=True, min_df=min(MIN_ROWS, len(texts)), max_features=MAX_WORDS)
+    max_words = max(1, min(MAX_WORDS, MAX_COUNTS // flags.shape[1]))
+    vectorizer = CountVectorizer(binary=True, min_df=min(MIN_ROWS, len(texts)), max_features=max_words)
     analyze = vectorizer.build_analyzer()
     if first_only:
         # A window large enough for any first word; the analyser would go on to the end of the text.

@@ -4,7 +4,7 @@ The search has two steps. MinHash signatures (Broder 1997) of 24 bands of 4 valu
 1998): two texts are compared if they agree in one whole band, and in at least 56 of the 96 values. Each proposed pair
 is then decided by the sets of shingles themselves, so a reported pair is one; there are no false alarms. A pair can be
 missed: at a Jaccard index of 0.8, no band agrees with a chance of (1 - 0.8 ** 4) ** 24 = 3e-6, and fewer than 56 values
-agree with one of 2e-7; at 0.9 both are below 1e-11.
+agree with one of 4e-7; at 0.9 both are below 1e-11.
 
 Comparing all pairs is quadratic, and so is any search where everything resembles everything. Each text of a band's
 bucket is therefore compared with the ``BUCKET_WINDOW`` ones before it and no others. A corpus of thousands of near

@@ -17,7 +17,8 @@ nothing either. ``skill`` is the share of the gap between always answering the m
 right that the bag of words closes; below ``MIN_SKILL`` there are no candidates.
 
 Fitting is bounded: each fold's model learns from at most so many rows, fewer where a row has many labels (a regression
-each), drawn at random; every row is judged all the same.
+each), drawn at random; every row is judged all the same, unless there are more rows times labels than
+``MAX_PROBABILITIES``.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ MAX_CANDIDATES = 100
 """Candidates that are kept, the most doubtful ones."""
 MAX_FIT_ROWS = 20_000
 """Rows from which one fold's model learns."""
+MAX_PROBABILITIES = 20_000_000
+"""Rows times labels of which probabilities are held, 8 bytes each; beyond, a sample of the rows is judged."""
 MAX_FIT_DECISIONS = 150_000
 """Rows times labels from which one fold's model learns, where rows have several labels."""
 
@@ -76,7 +79,7 @@ class LabelNoise:
     Attributes:
         candidates: the most doubtful first, at most ``MAX_CANDIDATES``.
         num_candidates: how many there are.
-        num_rows: rows that were judged: all training rows, or none if there are too few.
+        num_rows: rows that were judged: all training rows but in the largest corpora, none if there are too few.
         skill: of the bag of words, from 0 (no better than the most frequent label) to 1.
         num_fit_rows: rows from which each fold's model learned, at most.
         num_folds: folds.
@@ -122,6 +125,11 @@ def find_label_noise(
     """
     if len(np.unique(groups)) < 2 * NUM_FOLDS:
         return LabelNoise((), 0, 0, 0.0, 0, NUM_FOLDS)
+    limit = max(1, MAX_PROBABILITIES // len(names))
+    if len(corpus) > limit:
+        draw = numpy_generator(seed, "label-noise-rows").random(len(corpus))
+        chosen = np.sort(np.argsort(draw, kind="stable")[:limit])
+        corpus, targets, groups = corpus.select(chosen), targets[chosen], groups[chosen]
     probabilities, num_fit_rows = _out_of_fold(corpus, targets, len(names), groups, seed)
     given = targets > 0.5 if targets.ndim == 2 else targets[:, None] == np.arange(len(names))
     skill = _skill(probabilities, given)
