@@ -120,6 +120,17 @@ def test_fitting_is_bounded_and_judging_is_not(tmp_path: Path, monkeypatch: pyte
     assert (found.num_fit_rows, found.num_rows) == (100, 400)
 
 
+def test_long_texts_are_bounded_by_their_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, targets = sentences(400)
+    chars = sum(map(len, texts))
+    monkeypatch.setattr(module, "MAX_CHARS", chars // 2)
+    monkeypatch.setattr(module, "MAX_FIT_CHARS", chars // 10)
+    found = judged(tmp_path, texts, targets)
+    # Half of the characters at the mean length are half of the rows; the sample's own mean may differ by a percent.
+    assert 199 <= found.num_rows <= 200
+    assert 38 <= found.num_fit_rows <= 41
+
+
 def test_so_many_rows_and_labels_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PROBABILITIES", 3 * 150)
     found = judged(tmp_path, *sentences(400))

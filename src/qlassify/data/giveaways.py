@@ -102,9 +102,7 @@ class GiveAways:
         if self.num_words > len(self.words):
             more = self.num_words - len(self.words)
             what = f"{counted(more, 'more word')} {verb(more, 'settles', 'settle')} a label alone."
-            found.append(
-                Finding("give-aways", INFO, what, "So many come from a template, or from labels made by rules.")
-            )
+            found.append(Finding("give-aways", INFO, what, "So many come from a template, or from rules."))
         return tuple(found)
 
 

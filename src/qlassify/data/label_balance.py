@@ -151,12 +151,13 @@ def label_balance(dataset: Dataset) -> LabelBalance:
 
 def _unknown_alike(dataset: Dataset, known: Mapping[str, str]) -> dict[str, tuple[tuple[str, str, int], ...]]:
     """Labels of the files of other parts that training does not know, but for their spelling."""
+    names = set(dataset.labels.names)
     found: dict[str, tuple[tuple[str, str, int], ...]] = {}
     for part, corpus in dataset.files():
         rows: dict[str, int] = {}
         for labels in corpus.labels:
             for name in labels:
-                if name not in dataset.labels.names and _folded(name) in known:
+                if name not in names and _folded(name) in known:
                     rows[name] = rows.get(name, 0) + 1
         if rows:
             found[part] = tuple((name, known[_folded(name)], count) for name, count in rows.items())

@@ -16,9 +16,9 @@ Where words say next to nothing about the label (is one sentence a paraphrase of
 nothing either. ``skill`` is the share of the gap between always answering the most frequent label and always being
 right that the bag of words closes; below ``MIN_SKILL`` there are no candidates.
 
-Fitting is bounded: each fold's model learns from at most so many rows, fewer where a row has many labels (a regression
-each), drawn at random; every row is judged all the same, unless there are more rows times labels than
-``MAX_PROBABILITIES``.
+Work is bounded: each fold's model learns from at most so many rows, fewer where texts are long or a row may have many
+labels (a regression each), drawn at random. Every row is judged all the same, unless that would be more text than
+``MAX_CHARS`` or more rows times labels than ``MAX_PROBABILITIES``.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ MAX_FIT_ROWS = 20_000
 """Rows from which one fold's model learns."""
 MAX_PROBABILITIES = 20_000_000
 """Rows times labels of which probabilities are held, 8 bytes each; beyond, a sample of the rows is judged."""
+MAX_CHARS = 20_000_000
+"""Characters of the rows that are judged; beyond, a sample of the rows is."""
+MAX_FIT_CHARS = 4_000_000
+"""Characters from which one fold's model learns."""
 MAX_FIT_DECISIONS = 150_000
 """Rows times labels from which one fold's model learns, where rows have several labels."""
 
@@ -125,7 +129,7 @@ def find_label_noise(
     """
     if len(np.unique(groups)) < 2 * NUM_FOLDS:
         return LabelNoise((), 0, 0, 0.0, 0, NUM_FOLDS)
-    limit = max(1, MAX_PROBABILITIES // len(names))
+    limit = max(1, min(MAX_PROBABILITIES // len(names), int(MAX_CHARS / _mean_chars(corpus))))
     if len(corpus) > limit:
         draw = numpy_generator(seed, "label-noise-rows").random(len(corpus))
         chosen = np.sort(np.argsort(draw, kind="stable")[:limit])
@@ -149,6 +153,12 @@ def find_label_noise(
         for row in ranked[:MAX_CANDIDATES].tolist()
     )
     return LabelNoise(candidates, len(rows), len(corpus), round(skill, 4), num_fit_rows, NUM_FOLDS)
+
+
+def _mean_chars(corpus: Corpus) -> float:
+    """Characters of a row, on average; at least 1."""
+    second = 0 if corpus.pairs is None else sum(map(len, corpus.pairs))
+    return max(1.0, (sum(map(len, corpus.texts)) + second) / len(corpus))
 
 
 def _skill(probabilities: NDArray[np.float64], given: NDArray[np.bool_]) -> float:
@@ -178,7 +188,10 @@ def _out_of_fold(
 ) -> tuple[NDArray[np.float64], int]:
     """(N, C) probabilities, each row's from a model that has not seen its group; and the most rows that one learned."""
     multi_label = targets.ndim == 2
-    limit = max(1_000, min(MAX_FIT_ROWS, MAX_FIT_DECISIONS // num_classes)) if multi_label else MAX_FIT_ROWS
+    limit = min(MAX_FIT_ROWS, int(MAX_FIT_CHARS / _mean_chars(corpus)))
+    if multi_label:
+        limit = min(limit, max(1_000, MAX_FIT_DECISIONS // num_classes))
+    limit = max(1, limit)
     generator = numpy_generator(seed, "label-noise")
     different, group_of_row = np.unique(groups, return_inverse=True)
     order = np.argsort(generator.random(len(different)), kind="stable")
