@@ -48,7 +48,7 @@ MAX_PROBABILITIES = 20_000_000
 """Rows times labels of which probabilities are held, 8 bytes each; beyond, a sample of the rows is judged."""
 MAX_CHARS = 20_000_000
 """Characters of the rows that are judged; beyond, a sample of the rows is."""
-MAX_FIT_CHARS = 4_000_000
+MAX_FIT_CHARS = 2_000_000
 """Characters from which one fold's model learns."""
 MAX_FIT_DECISIONS = 150_000
 """Rows times labels from which one fold's model learns, where rows have several labels."""
