@@ -32,6 +32,7 @@ LAYERS = {
         "probing",
         "job",
         "scoring",
+        "auditing",
         "assessment",
         "artifact",
         "peft_classifier",

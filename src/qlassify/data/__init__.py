@@ -15,6 +15,20 @@ A file goes through this room in small steps, each in its own file:
     labels      label names to targets, counts and class weights
     split       a stratified held-out part without leaks
 
+What is looked for in the rows, and changes none of them (put in order by ``auditing``):
+
+    findings        how a finding is said, and how grave it is
+    label_balance   rows of each label, and two spellings of one
+    token_lengths   lengths, truncation, texts that are hardly any
+    repeats         one text in several rows, with one label or with several
+    shingles        texts as sets of short windows of characters, compiled
+    similar         pairs of texts that are alike, and their groups
+    near_duplicates texts that are nearly the same
+    passages        texts of one source: they share passages
+    leaks           what one part knows of another
+    damage          traces of a wrong conversion
+    giveaways       single words that settle the label
+
 One law holds throughout: a row is kept whole or rejected with its number and a reason. No label is ever shifted, no
 row ever disappears. Nothing is imported here: ``from qlassify.data.corpus import read_corpus``.
 """

@@ -66,6 +66,10 @@ class Dataset:
         parts = {"train": self.train, "validation": self.validation}
         return parts if self.test is None else {**parts, "test": self.test}
 
+    def files(self) -> tuple[tuple[str, Corpus], ...]:
+        """(part, corpus) of each file as it was read, before it was split and before unknown labels were left out."""
+        return self._files
+
     def facts(self) -> dict[str, Any]:
         """The account for ``data.json``: files, rows kept and rejected, label counts, notes."""
         files = []
