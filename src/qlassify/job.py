@@ -10,8 +10,10 @@ with the settings that ``run.yaml`` records: whatever was chosen for the first h
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from qlassify.config import recommend
 from qlassify.config.files import layer, read_settings, write_settings
 from qlassify.config.method import ProbeConfig
 from qlassify.config.run import DataConfig, RunConfig
+from qlassify.contracts.rule import require_no_errors
 from qlassify.data.corpus import ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, build_dataset
 from qlassify.data.labels import label_counts
@@ -32,7 +35,10 @@ from qlassify.data.stats import DataStats
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import CheckpointError, ConfigError
 from qlassify.pipeline import ClassifyPipeline
-from qlassify.planning.plan import Plan, summarise
+from qlassify.planning.devices import HOST
+from qlassify.planning.memory import resident_memory_bytes
+from qlassify.planning.memory_guard import MemoryGuard, reserve
+from qlassify.preparation import Preparation, examine, prepare
 from qlassify.runs import EventLog, RunFolder
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import StepEvent, TrainingEvent, as_record
@@ -66,16 +72,19 @@ class ModelEvent:
 
 @dataclass(frozen=True, slots=True)
 class PlanEvent:
-    """The rows are tokenised and the run is planned.
+    """The rows are tokenised, the run is planned, data and settings are checked; no weight is loaded yet.
 
     Attributes:
-        plan: what the run will need.
-        stats: token lengths of the training rows.
-        notes: a sentence for each lossy act of tokenising.
+        preparation: plan, audit and contracts.
     """
 
-    plan: Plan
-    stats: Mapping[str, float]
+    preparation: Preparation
+
+
+@dataclass(frozen=True, slots=True)
+class NotesEvent:
+    """Everything is ready; ``notes`` has a sentence for each lossy act so far."""
+
     notes: tuple[str, ...]
 
 
@@ -111,16 +120,19 @@ class FinishedEvent:
     measured: Mapping[str, float]
 
 
-JobEvent = DatasetEvent | ModelEvent | PlanEvent | ResumeEvent | TrainingEvent | SavedEvent | FinishedEvent
+JobEvent = DatasetEvent | PlanEvent | ModelEvent | NotesEvent | ResumeEvent | TrainingEvent | SavedEvent | FinishedEvent
 
 
-def train(settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | None = None) -> Iterator[JobEvent]:
+def train(
+    settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | None = None, strict: bool = False
+) -> Iterator[JobEvent]:
     """Train a classifier in a new run folder.
 
     Args:
         settings: the user's own settings; everything they leave open is chosen for the data.
         out: the run folder; ``runs/<data>-<time>`` when None.
         stop: lets a signal handler ask for a checkpoint and an end.
+        strict: refuse to start when a hyper-parameter contract warns.
 
     Raises:
         QlassifyError: whatever is wrong, before anything is written if it can be known then.
@@ -131,16 +143,18 @@ def train(settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | 
         raise ConfigError("no training data was given", where="data.train", wanted="a CSV, TSV, JSONL or Parquet file")
     dataset = read_dataset(asked)
     yield DatasetEvent(dataset)
-    pipeline = ClassifyPipeline.open(asked.model.base, asked)
-    _require_positions(settings, pipeline)
-    facts = pipeline.facts(dataset)
-    run = RunConfig.parse(layer(recommend.recommended_settings(facts, asked.method), settings))
-    run = _settled(run, pipeline)
-    pipeline.run = run
-    pipeline.prepare_for(dataset)
-    folder = runs.create_run_folder(out or runs.default_run_path(asked.data.train, time.time()))
-    write_settings(folder.config, run.model_dump(mode="json"))
-    yield from _carry_out(pipeline, dataset, folder, stop=stop, started=started, resumed=False)
+    preparation = prepare(settings, dataset)
+    yield PlanEvent(preparation)
+    require_no_errors(preparation.contracts, strict=strict)
+    preparation.require_memory()
+    pipeline = preparation.pipeline
+    pipeline.run = _settled(pipeline.run, pipeline)
+    with _reserved(preparation) as guard:
+        pipeline.load_weights()
+        pipeline.prepare_for(dataset)
+        folder = runs.create_run_folder(out or runs.default_run_path(asked.data.train, time.time()))
+        write_settings(folder.config, pipeline.run.model_dump(mode="json"))
+        yield from _carry_out(preparation, folder, guard, stop=stop, started=started, resumed=False)
 
 
 def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]:
@@ -162,10 +176,41 @@ def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]
     dataset = read_dataset(run)
     require_same_data(folder, dataset)
     yield DatasetEvent(dataset)
-    pipeline = ClassifyPipeline.open(run.model.base, run)
+    pipeline = ClassifyPipeline.open(run.model.base, run, weights=False)
     _require_same_base(folder, pipeline)
     pipeline.prepare_for(dataset)
-    yield from _carry_out(pipeline, dataset, folder, stop=stop, started=started, resumed=True)
+    preparation = examine(pipeline, dataset)
+    yield PlanEvent(preparation)
+    preparation.require_memory()
+    with _reserved(preparation) as guard:
+        pipeline.load_weights()
+        pipeline.prepare_for(dataset)
+        yield from _carry_out(preparation, folder, guard, stop=stop, started=started, resumed=True)
+
+
+def _reserved(preparation: Preparation) -> AbstractContextManager[MemoryGuard]:
+    """The run's memory, in the ledger that the processes of this machine share."""
+    device, runtime = preparation.pipeline.placement.device, preparation.plan.memory.runtime_bytes
+
+    def used() -> int | None:
+        if device == "cuda":
+            return torch.cuda.memory_reserved() + runtime
+        held = resident_memory_bytes()
+        return None if held is None else max(0, held - runtime)
+
+    on_cuda = device == "cuda"
+    return reserve(
+        "cuda" if on_cuda else HOST,
+        preparation.plan.total_bytes if on_cuda else preparation.needed_bytes,
+        task=f"train {Path(preparation.pipeline.run.data.train).name}",
+        measure=used,
+        tell=_tell,
+    )
+
+
+def _tell(sentence: str) -> None:
+    """A sentence about the ledger, for whoever reads standard error."""
+    print(f"qlassify: {sentence}", file=sys.stderr)
 
 
 def read_dataset(run: RunConfig) -> Dataset:
@@ -216,18 +261,6 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
     )
 
 
-def _require_positions(settings: Mapping[str, Any], pipeline: ClassifyPipeline) -> None:
-    """A maximal length that was asked for is one that the model has positions for; the default gives way by itself."""
-    asked = (settings.get("model") or {}).get("max_length")
-    if asked is not None and asked > pipeline.encoder.max_length:
-        raise ConfigError(
-            "the model has no positions for texts that long",
-            where="model.max_length",
-            got=asked,
-            wanted=f"at most {pipeline.encoder.max_length}",
-        )
-
-
 def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
     """The files are still those that the run began with, if it had come far enough to record them."""
     if not folder.file("data.json").is_file():
@@ -260,51 +293,70 @@ def _require_same_base(folder: RunFolder, pipeline: ClassifyPipeline) -> None:
 
 
 def _carry_out(
-    pipeline: ClassifyPipeline,
-    dataset: Dataset,
+    preparation: Preparation,
     folder: RunFolder,
+    guard: MemoryGuard,
     *,
     stop: StopRequest | None,
     started: float,
     resumed: bool,
 ) -> Iterator[JobEvent]:
-    """Everything from the settled settings to the report."""
-    placement = pipeline.placement
+    """Everything from the loaded weights to the report."""
+    pipeline, dataset, encoded = preparation.pipeline, preparation.dataset, preparation.encoded
+    placement, plan = pipeline.placement, preparation.plan
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
-    encoded = pipeline.encode_dataset(dataset)
     notes = (*dataset.notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
-    notes = (*notes, *token_notes(encoded, pipeline.encoder.max_length))
-    stats = summarise((encoded["train"].lengths + encoded["train"].lost_tokens).tolist())
-    plan = pipeline.plan(encoded["train"])
+    notes = (*notes, *token_notes(encoded, pipeline.encoder.max_length), *_guard_notes(guard))
     copies = pipeline.settle_dense_copies(plan)
     notes = notes if copies is None else (*notes, copies)
-    yield PlanEvent(plan, stats, notes)
+    yield NotesEvent(notes)
     environment = runs.environment(
         precision=placement.precision, device=placement.device, threads=torch.get_num_threads()
     )
+    loop = pipeline.training_loop(dataset, encoded, store=CheckpointStore(folder.checkpoints), stop=stop)
+    planned = _planned(preparation, loop)
     if not folder.file("plan.json").is_file():
         recorded = {**environment, "base_model": pipeline.source.name, "base_sha256": pipeline.source.sha256()}
         runs.write_json(folder.file("environment.json"), recorded)
-        runs.write_json(folder.file("data.json"), _data_facts(dataset, encoded, stats))
-        runs.write_json(folder.file("plan.json"), {"planned": plan.as_dict(), "measured": None})
-    loop = pipeline.training_loop(dataset, encoded, store=CheckpointStore(folder.checkpoints), stop=stop)
+        runs.write_json(folder.file("data.json"), _data_facts(preparation))
+        runs.write_json(folder.file("plan.json"), {**planned, "measured": None})
     training_started = time.perf_counter()
     if resumed:
         yield _resume_loop(loop, folder)
     yield from _logged(loop, folder, resumed=resumed)
     training_seconds = time.perf_counter() - training_started
+    training_peak = runs.peak_memory_bytes()
     pipeline.save(folder.model)
     yield SavedEvent(folder.model)
-    assessment = assess(pipeline, dataset, encoded, notes=notes)
+    warned = tuple(finding.what for finding in preparation.warnings)
+    assessment = assess(pipeline, dataset, encoded, notes=(*notes, *warned))
     measured = {
         "training_seconds": round(training_seconds, 3),
+        "training_peak_memory_bytes": training_peak,
         "peak_memory_bytes": runs.peak_memory_bytes(),
         "steps": loop.progress.step,
         "total_seconds": round(time.perf_counter() - started, 3),
     }
-    runs.write_json(folder.file("plan.json"), {"planned": plan.as_dict(), "measured": measured})
+    runs.write_json(folder.file("plan.json"), {**planned, "measured": measured})
     write_assessment(folder, pipeline, assessment, environment=environment)
     yield FinishedEvent(folder, assessment, time.perf_counter() - started, measured)
+
+
+def _planned(preparation: Preparation, loop: TrainingLoop | ProbeSolver) -> dict[str, Any]:
+    """What ``plan.json`` says before the run: the plan, and the time that a rehearsed step promises."""
+    planned = preparation.plan.as_dict()
+    if isinstance(loop, TrainingLoop):
+        seconds = preparation.training_seconds(loop.rehearse())
+        planned = {**planned, "training_seconds": round(seconds, 3)}
+    return {
+        "verdict": preparation.verdict,
+        "planned": planned,
+        "contracts": preparation.contracts.as_dict(),
+    }
+
+
+def _guard_notes(guard: MemoryGuard) -> tuple[str, ...]:
+    return () if guard.off is None else (guard.off,)
 
 
 def _resume_loop(loop: TrainingLoop | ProbeSolver, folder: RunFolder) -> ResumeEvent:
@@ -377,12 +429,13 @@ def token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, .
     return tuple(notes)
 
 
-def _data_facts(dataset: Dataset, encoded: Mapping[str, Encoded], stats: Mapping[str, float]) -> dict[str, Any]:
+def _data_facts(preparation: Preparation) -> dict[str, Any]:
+    dataset, encoded = preparation.dataset, preparation.encoded
     counts = label_counts(dataset.train.targets, len(dataset.labels))
     summary = DataStats.from_corpus(encoded["train"], counts)
     return {
         **dataset.facts(),
-        "train_tokens": dict(stats),
+        "train_tokens": dict(preparation.stats),
         "truncated": {name: part.num_truncated for name, part in encoded.items()},
         "lost_tokens": {name: int(np.sum(part.lost_tokens)) for name, part in encoded.items()},
         "stats": {
@@ -390,4 +443,5 @@ def _data_facts(dataset: Dataset, encoded: Mapping[str, Encoded], stats: Mapping
             "imbalance_ratio": round(summary.imbalance_ratio, 3),
             "minority_count": summary.minority_count,
         },
+        "audit": None if preparation.audit is None else preparation.audit.as_dict(),
     }

@@ -44,7 +44,7 @@ from qlassify.data.packing import PackedBatch
 from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.mixed import mixed_batches
-from qlassify.evaluation.predict import TOKEN_BUDGET, probabilities
+from qlassify.evaluation.predict import default_token_budget, probabilities
 from qlassify.methods.several import AdapterSet, Segment
 from qlassify.models.classifier import hidden_states
 from qlassify.models.head import ClassificationHead
@@ -254,8 +254,9 @@ class MultiClassifier:
             self.member(name)
         encoded = self._encode(texts, pairs, names)
         logits: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(names)
+        budget = default_token_budget(self.backbone.device.type)
         with torch.inference_mode():
-            for batch, segments in mixed_batches(encoded, names, TOKEN_BUDGET, mixing=self.backbone.packed):
+            for batch, segments in mixed_batches(encoded, names, budget, mixing=self.backbone.packed):
                 with self._lock:
                     for row, found in zip(batch.rows, self._logits(batch, segments, names), strict=True):
                         logits[row] = found.float().cpu().numpy()

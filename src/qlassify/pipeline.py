@@ -34,11 +34,12 @@ from qlassify.data.labels import LabelMap, build_label_map, label_counts
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
-from qlassify.evaluation.predict import TOKEN_BUDGET, predict_logits, probabilities
+from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.selection import require_score
+from qlassify.forecasting import make_forecast, runtime_bytes
 from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
-from qlassify.planning.plan import Plan, human_bytes, make_plan, make_probe_plan
+from qlassify.planning.plan import Plan, human_bytes
 from qlassify.probing import probe_solver
 from qlassify.quant.linear import low_bit_layers
 from qlassify.stepwise import StepwisePipeline, Trainable
@@ -310,23 +311,8 @@ class ClassifyPipeline(StepwisePipeline):
 
     def plan(self, encoded: Encoded) -> Plan:
         """What training on these rows will need."""
-        training, method = self.run.training, self.run.method
-        if isinstance(method, ProbeConfig):
-            return make_probe_plan(
-                self.model_shape(),
-                head_parameters=self.num_trainable_parameters(),
-                lengths=encoded.lengths,
-                penalties=len(method.penalties),
-                token_budget=TOKEN_BUDGET,
-            )
-        return make_plan(
-            self.model_shape(),
-            trainable_parameters=self.num_trainable_parameters(),
-            lengths=encoded.lengths,
-            epochs=training.epochs,
-            rows_per_step=training.batch_size * training.accumulation_steps,
-            token_budget=training.token_budget,
-        )
+        sketch = self if self.backbone.is_sketch else self.sketch()
+        return make_forecast(sketch, encoded, runtime_bytes=runtime_bytes(self.placement.device))
 
     def settle_dense_copies(self, plan: Plan) -> str | None:
         """Keep low-bit weights as numbers if the settings ask for it and, with ``auto``, the plan allows it.
@@ -337,7 +323,7 @@ class ClassifyPipeline(StepwisePipeline):
         layers, setting = low_bit_layers(self.backbone.model).values(), self.run.model.dense_copies
         if not layers or setting == "never":
             return None
-        free = self._free_bytes()
+        free = self.free_memory_bytes()
         kept = setting == "always" or (free is not None and plan.allows_dense_copies(free))
         for low_bit in layers:
             low_bit.keep_dense(self.placement.dtype if kept else None)
@@ -346,7 +332,8 @@ class ClassifyPipeline(StepwisePipeline):
             return f"The low-bit weights are also kept as numbers, {size}, to save forming them anew."
         return f"The low-bit weights are not kept as numbers ({size}): memory is too scarce."
 
-    def _free_bytes(self) -> int | None:
+    def free_memory_bytes(self) -> int | None:
+        """Memory that is free where the model computes; None where the system does not say."""
         if self.placement.device == "cuda":
             return int(torch.cuda.mem_get_info()[0])
         return available_memory_bytes()

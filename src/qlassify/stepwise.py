@@ -7,7 +7,6 @@ below. Whoever wants a whole training run uses ``ClassifyPipeline.fit``; this fa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qlassify.config.method import LoraConfig, positions_before_text
+from qlassify.config.method import LoraConfig, MethodConfig, positions_before_text
 from qlassify.config.quant import QuantConfig
 from qlassify.config.run import RunConfig
 from qlassify.data.labels import LabelMap, class_weights
@@ -33,16 +32,14 @@ from qlassify.data.samples import (
 from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.predict import predict_logits, probabilities
-from qlassify.methods.base_layer import linear_shape
-from qlassify.methods.inject import Attachment, attach, linear_layers, rate_factors
+from qlassify.methods.inject import Attachment, attach, rate_factors
 from qlassify.methods.state import merge
-from qlassify.models.backbone import Backbone, load_backbone
+from qlassify.models.backbone import Backbone, load_backbone, load_skeleton
 from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead, wants_bias
 from qlassify.models.pooling import PoolingMode, choose_pooling
 from qlassify.models.source import ModelSource, resolve
-from qlassify.planning.plan import ModelShape, human_count
-from qlassify.quant.linear import low_bit_layers
+from qlassify.planning.plan import human_count
 from qlassify.training.loss import Objective, num_correct
 from qlassify.training.optimizer import Optimizer
 from qlassify.training.precision import Placement, choose_placement
@@ -98,8 +95,14 @@ class StepwisePipeline:
         self._merged = False
 
     @classmethod
-    def open(cls, base: str, run: RunConfig) -> Self:
+    def open(cls, base: str, run: RunConfig, *, weights: bool = True) -> Self:
         """Find and load a base model and its tokeniser.
+
+        Args:
+            base: a directory, a packaged model, or a Hugging Face id.
+            run: settings.
+            weights: False for a model on the meta device, which has every shape and no weights: for plans, and until
+                ``load_weights``.
 
         Raises:
             ModelError: the base model cannot be found or used.
@@ -107,20 +110,32 @@ class StepwisePipeline:
         """
         source = resolve(base)
         placement = choose_placement(run.model.device, run.model.precision)
-        quant = _format(source, run)
-        backbone = load_backbone(
-            source.directory,
-            placement.dtype,
-            placement.device,
-            quant=quant,
-            residual_rank=_residual_rank(run),
-        )
+        run = run.replace(quant=_format(source, run))
+        backbone = (_load if weights else _sketch)(source, placement, run)
         max_length = backbone.longest_text(run.model.max_length, behind=positions_before_text(run.method))
         encoder = TextEncoder.load(source.directory, max_length)
         pooling = run.model.pooling
         if pooling == "auto":
             pooling = choose_pooling(source.directory, causal=backbone.causal)
-        return cls(source, placement, backbone, encoder, pooling, run.replace(quant=quant))
+        return cls(source, placement, backbone, encoder, pooling, run)
+
+    def load_weights(self) -> None:
+        """Put the pretrained model in the place of its sketch; the method is attached anew by ``prepare``."""
+        self._trainable = None
+        self.backbone = _load(self.source, self.placement, self.run)
+
+    def sketch(self) -> StepwisePipeline:
+        """The same model, method and head without weights, on the meta device: every shape and no memory."""
+        twin = StepwisePipeline(
+            self.source,
+            self.placement,
+            _sketch(self.source, self.placement, self.run),
+            self.encoder,
+            self.pooling,
+            self.run,
+        )
+        twin.prepare(self.trainable.labels, counts=np.ones(len(self.trainable.labels), dtype=np.int64))
+        return twin
 
     def prepare(
         self, labels: LabelMap, run: RunConfig | None = None, counts: npt.NDArray[np.int64] | None = None
@@ -144,7 +159,7 @@ class StepwisePipeline:
                 got=self.encoder.max_length,
                 wanted=f"at most {room}",
             )
-        attachment = attach(self.backbone.model, run.method, seed=run.seed)
+        attachment = attach(self.backbone.model, _attachable(run.method, self.backbone), seed=run.seed)
         head = ClassificationHead(self.backbone.hidden_size, len(labels), seed=run.seed, bias=self.head_bias)
         classifier = Classifier(self.backbone, head.to(self.backbone.device), self.pooling)
         return self.adopt(labels, classifier, attachment, counts)
@@ -391,23 +406,6 @@ class StepwisePipeline:
             )
         self.source = source
 
-    def model_shape(self) -> ModelShape:
-        """What a plan needs to know of the backbone."""
-        config = self.backbone.model.config
-        linear = sum(math.prod(linear_shape(layer)) for layer in linear_layers(self.backbone.model).values())
-        names = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim")
-        sizes = [getattr(config, name, None) for name in names]
-        return ModelShape(
-            num_parameters=self.backbone.num_parameters,
-            num_linear_parameters=linear,
-            bytes_per_parameter=2 if self.placement.precision == "bf16" else 4,
-            low_bit=tuple(math.prod(linear_shape(layer)) for layer in low_bit_layers(self.backbone.model).values()),
-            quant=self.backbone.quant,
-            num_layers=int(getattr(config, "num_hidden_layers", 0)),
-            hidden_size=self.backbone.hidden_size,
-            feed_forward_size=next((int(size) for size in sizes if size), 4 * self.backbone.hidden_size),
-        )
-
     def summary(self) -> str:
         """One line on the model, the method and the head."""
         backbone = self.backbone
@@ -423,6 +421,27 @@ class StepwisePipeline:
             f"{human_count(self.num_trainable_parameters())} trainable parameters, "
             f"{self.placement.precision} on {self.placement.device}"
         )
+
+
+def _load(source: ModelSource, placement: Placement, run: RunConfig) -> Backbone:
+    """The pretrained model with its weights."""
+    return load_backbone(
+        source.directory, placement.dtype, placement.device, quant=run.quant, residual_rank=_residual_rank(run)
+    )
+
+
+def _sketch(source: ModelSource, placement: Placement, run: RunConfig) -> Backbone:
+    """The pretrained model without weights."""
+    backbone = Backbone(load_skeleton(source.directory, placement.dtype), source.directory)
+    backbone.quant = run.quant
+    return backbone
+
+
+def _attachable(method: MethodConfig, backbone: Backbone) -> MethodConfig:
+    """The method, without what it would find out from weights that are not there."""
+    if backbone.is_sketch and isinstance(method, LoraConfig):
+        return method.replace(start="zero")
+    return method
 
 
 def _format(source: ModelSource, run: RunConfig) -> QuantConfig | None:

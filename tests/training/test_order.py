@@ -40,9 +40,7 @@ def test_no_micro_batch_of_the_run_is_heavier(order: StepOrder, budget: int) -> 
     encoded, lengths = rows_of(order)
     heaviest = order.heaviest_batches(encoded, budget)
     every = [
-        batch
-        for step in range(order.total_steps)
-        for batch in micro_batches(encoded, order.rows_of_step(step), budget)
+        batch for step in range(order.total_steps) for batch in micro_batches(encoded, order.rows_of_step(step), budget)
     ]
     assert max(int(batch.lengths.max()) for batch in heaviest) == int(lengths.max())
     if max(order.tokens_of_steps(lengths)) <= budget:

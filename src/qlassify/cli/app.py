@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from qlassify.cli import contracts, demo, evaluate, export, ledger, predict, quantize, train
+from qlassify.cli import contracts, demo, evaluate, export, ledger, plan, predict, quantize, train
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -15,6 +15,9 @@ OUTPUT = "Output"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", rich_help_panel=OUTPUT)]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse to start when a contract warns.", rich_help_panel=TRAINING)
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder to write.", rich_help_panel=OUTPUT)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)]
 Base = Annotated[
@@ -26,7 +29,7 @@ MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", r
 Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", rich_help_panel=MODEL)]
 Method = Annotated[
     str | None,
-    typer.Option(help="lora, dora, qlora, qdora, ia3, adapter, bitfit, prefix or full.", rich_help_panel=MODEL),
+    typer.Option(help="lora, dora, qlora, qdora, ia3, adapter, bitfit, prefix, probe or full.", rich_help_panel=MODEL),
 ]
 Rank = Annotated[int | None, typer.Option(help="LoRA rank.", rich_help_panel=MODEL)]
 Alpha = Annotated[float | None, typer.Option(help="LoRA alpha.", rich_help_panel=MODEL)]

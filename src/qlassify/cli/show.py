@@ -17,7 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from qlassify.config.method import ProbeConfig
-from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, ModelEvent, PlanEvent, ResumeEvent, SavedEvent
+from qlassify.contracts.rule import Severity
+from qlassify.job import (
+    DatasetEvent,
+    FinishedEvent,
+    JobEvent,
+    ModelEvent,
+    NotesEvent,
+    PlanEvent,
+    ResumeEvent,
+    SavedEvent,
+)
 from qlassify.planning.plan import human_bytes, human_count
 from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
 
@@ -61,6 +71,7 @@ class TrainView:
                 DatasetEvent: self._dataset,
                 ModelEvent: self._model,
                 PlanEvent: self._plan,
+                NotesEvent: self._notes,
                 ResumeEvent: self._resumed,
                 StepEvent: self._step,
                 SkippedStepEvent: self._skipped,
@@ -102,13 +113,25 @@ class TrainView:
         )
 
     def _plan(self, event: PlanEvent) -> None:
-        plan, stats = event.plan, event.stats
+        preparation = event.preparation
+        plan, stats = preparation.plan, preparation.stats
+        memory = plan.memory
+        state = memory.trained_bytes + memory.gradient_bytes + memory.optimizer_bytes + memory.best_bytes
+        weights = memory.dense_bytes + memory.low_bit_bytes + memory.buffer_bytes
         self._line(
             "plan",
             f"{plan.steps} steps, {human_count(plan.tokens)} tokens (mean {stats['mean']:.0f}, longest "
-            f"{stats['max']:.0f} a text); weights {human_bytes(plan.frozen_bytes)}, training state "
-            f"{human_bytes(plan.trainable_bytes)}, activations about {human_bytes(plan.activation_bytes)}",
+            f"{stats['max']:.0f} a text); memory about {human_bytes(plan.total_bytes)}: libraries "
+            f"{human_bytes(memory.runtime_bytes)}, weights {human_bytes(weights)}, training state "
+            f"{human_bytes(state)}, activations {human_bytes(memory.activation_bytes + memory.allocator_bytes)}",
         )
+        for finding in preparation.warnings:
+            self._line("data", finding.what)
+        for item in preparation.contracts.items:
+            if item.severity > Severity.INFO:
+                self._line("settings", str(item))
+
+    def _notes(self, event: NotesEvent) -> None:
         for note in event.notes:
             self._line("note", note)
 

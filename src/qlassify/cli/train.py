@@ -43,6 +43,7 @@ def train(
     seed: options.Seed = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)] = None,
     override: options.Override = None,
+    strict: options.Strict = False,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)] = None,
     out: options.Out = None,
     json: options.Json = False,
@@ -81,7 +82,7 @@ def train(
         from qlassify import job
 
         settings = layer(gather_settings(config, override or ()), flags)
-        events = job.train(settings, out, stop=stop)
+        events = job.train(settings, out, stop=stop, strict=strict)
     follow(events, stop, as_json=json, quiet=quiet)
 
 

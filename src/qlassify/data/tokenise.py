@@ -106,6 +106,10 @@ class TextEncoder:
         self.fallback_token_id = _fallback_token_id(tokenizer)
         self.wants_token_types = "token_type_ids" in tokenizer.model_input_names
 
+    def num_special_tokens(self, *, pair: bool) -> int:
+        """Tokens that stand in every text, or pair of texts, whatever it says."""
+        return int(self.tokenizer.num_special_tokens_to_add(pair=pair))
+
     @classmethod
     def load(cls, directory: str | Path, max_length: int) -> TextEncoder:
         """The tokeniser files of a model directory.

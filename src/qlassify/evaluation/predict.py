@@ -16,15 +16,21 @@ from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.models.classifier import Classifier
 
-TOKEN_BUDGET = 8192
-"""Tokens computed at once when nothing else is said: enough to fill the matrix products, little memory."""
+TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
+"""Tokens computed at once when nothing else is said: enough to fill the matrix products. On the CPU more is no faster
+and takes memory."""
+
+
+def default_token_budget(device: str) -> int:
+    """Tokens computed at once on a kind of device (``cpu``, ``cuda``)."""
+    return TOKEN_BUDGETS.get(device, TOKEN_BUDGETS["cpu"])
 
 
 def predict_logits(
     classifier: Classifier,
     encoded: Encoded,
     *,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """(N, C) logits of all rows.
@@ -32,7 +38,7 @@ def predict_logits(
     Args:
         classifier: put into evaluation mode for the call and back afterwards.
         encoded: N tokenised rows.
-        token_budget: most tokens computed at once.
+        token_budget: most tokens computed at once; by device when None.
         progress: called with the number of rows done after each micro-batch.
     """
     width = classifier.head.weight.shape[0]
@@ -40,7 +46,7 @@ def predict_logits(
 
 
 def predict_vectors(
-    classifier: Classifier, encoded: Encoded, *, token_budget: int = TOKEN_BUDGET
+    classifier: Classifier, encoded: Encoded, *, token_budget: int | None = None
 ) -> npt.NDArray[np.float32]:
     """(N, H) pooled vectors of all rows, which the head has not seen yet; arguments as ``predict_logits``."""
     return _compute(classifier, classifier.vectors, encoded, classifier.head.weight.shape[1], token_budget, None)
@@ -51,7 +57,7 @@ def _compute(
     function: Callable[[PackedBatch], torch.Tensor],
     encoded: Encoded,
     width: int,
-    token_budget: int,
+    token_budget: int | None,
     progress: Callable[[int], None] | None,
 ) -> npt.NDArray[np.float32]:
     """(N, width) values that a function of a micro-batch gives for all rows, without gradients."""
@@ -59,9 +65,10 @@ def _compute(
     was_training = classifier.training
     classifier.eval()
     done = 0
+    budget = token_budget or default_token_budget(classifier.backbone.device.type)
     try:
         with torch.inference_mode():
-            for batch in micro_batches(encoded, range(len(encoded)), token_budget):
+            for batch in micro_batches(encoded, range(len(encoded)), budget):
                 values[batch.rows] = function(batch).float().cpu().numpy()
                 done += batch.num_rows
                 if progress is not None:

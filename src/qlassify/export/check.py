@@ -19,7 +19,7 @@ from qlassify.data.packing import micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ModelError, QlassifyError
 from qlassify.evaluation.metrics import evaluate_predictions
-from qlassify.evaluation.predict import TOKEN_BUDGET, probabilities
+from qlassify.evaluation.predict import TOKEN_BUDGETS, probabilities
 from qlassify.export.result import Check
 from qlassify.job import read_dataset, require_same_data
 from qlassify.pipeline import ClassifyPipeline, decide
@@ -118,8 +118,8 @@ def _frame(pipeline: ClassifyPipeline) -> tuple[list[int], list[int]]:
 
 
 def padded_batches(encoded: Encoded, pad_token_id: int) -> Iterator[PaddedBatch]:
-    """All rows, longest first, as rectangles of at most ``TOKEN_BUDGET`` tokens each (or one row)."""
-    for packed in micro_batches(encoded, range(len(encoded)), TOKEN_BUDGET // 2):
+    """All rows, longest first, as rectangles of a few thousand tokens each (or one row)."""
+    for packed in micro_batches(encoded, range(len(encoded)), TOKEN_BUDGETS["cpu"]):
         shape = len(packed.rows), int(packed.lengths.max())
         ids = np.full(shape, pad_token_id, np.int64)
         mask = np.arange(shape[1]) < packed.lengths[:, None]

@@ -98,6 +98,11 @@ class Backbone(nn.Module):
         return device
 
     @property
+    def is_sketch(self) -> bool:
+        """Whether it has shapes and no weights: it is on the meta device."""
+        return self.device.type == "meta"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the weights."""
         frozen = (p for p in self.model.parameters() if p.is_floating_point() and not p.requires_grad)
@@ -209,7 +214,7 @@ class Backbone(nn.Module):
             with quiet_transformers():
                 self.model.set_attn_implementation(own)
         # A model without memory has no values to compare: that it can be called this way is all that can be known.
-        good = self.device.type == "meta" or self._agrees_with_own_attention(packed, ids)
+        good = self.is_sketch or self._agrees_with_own_attention(packed, ids)
         if good:
             for module, shapes in layout.calls.items():
                 setattr(module, "key_value_shapes", shapes)  # noqa: B010 - the plain form is for tensors and modules

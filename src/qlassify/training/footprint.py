@@ -4,7 +4,8 @@ On torch's meta device a tensor has a shape, a type and a lifetime, and no memor
 and drops the same tensors as a real one, in the same order, so adding up what is alive at each moment gives the peak of
 the real step exactly: saved activations, gradients, and what operations hold for a moment, for every architecture and
 method there is, in a fraction of a second and before a single weight is read. The alternative, a formula such as
-"about ten times the hidden size a layer", has to be kept in step with the code by hand and is wrong for the next method.
+"about ten times the hidden size a layer", has to be kept in step with the code by hand and is wrong for the next
+method.
 
 What it cannot see is memory that operations take inside (packed operands of a matrix product) and what the allocator
 keeps between uses; ``planning`` adds a margin for both.
@@ -41,11 +42,11 @@ class LiveBytes:
     peak: int = 0
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of what operations return, and uncounts them when they are freed."""
 
     def __init__(self, live: LiveBytes) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._live = live
         self._known: dict[int, weakref.ref[Any]] = {}
 

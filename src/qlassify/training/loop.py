@@ -186,8 +186,8 @@ class TrainingLoop:
     def rehearse(self) -> Rehearsal:
         """Compute the heaviest micro-batch of the run and time an ordinary step; neither leaves a trace.
 
-        A run that does not fit into memory ends here and not in its third hour, and what a step takes is known before the
-        first one.
+        A run that does not fit into memory ends here and not in its third hour, and what a step takes is known before
+        the first one.
 
         Raises:
             MemoryPlanError: the heaviest step does not fit the device's memory.

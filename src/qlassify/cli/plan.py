@@ -1,0 +1,114 @@
+"""``qlassify plan``: what training would take, before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qlassify.cli import options
+from qlassify.cli.options import MODEL, OUTPUT, READING, TRAINING
+
+if TYPE_CHECKING:
+    from qlassify.prospects import Prospect
+
+
+def plan(
+    data: Annotated[Path, typer.Argument(help="Labelled text: CSV, TSV, JSONL or Parquet.")],
+    eval_file: Annotated[
+        Path | None, typer.Option("--eval", help="Rows for choosing weights.", rich_help_panel=READING)
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Rows for the final score.", rich_help_panel=READING)] = None,
+    text: options.TextColumn = None,
+    text_pair: options.PairColumn = None,
+    label: options.LabelColumn = None,
+    label_separator: options.LabelSeparator = None,
+    header: options.Header = None,
+    format: options.Format = None,
+    base: options.Base = None,
+    max_length: options.MaxLength = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
+    method: Annotated[str | None, typer.Option(help="One method, or all.", rich_help_panel=MODEL)] = None,
+    rank: options.Rank = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that the run may take, such as 8GiB; what is free here by default.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Load the weights and time a step.", rich_help_panel=OUTPUT)
+    ] = True,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)] = None,
+    override: options.Override = None,
+    strict: options.Strict = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what training on DATA would take and what is doubtful about it. Nothing is trained or written."""
+    from qlassify import prospects as rooms
+    from qlassify.cli.show_plan import PlanView
+    from qlassify.config.files import gather_settings, layer
+    from qlassify.config.run import RunConfig
+    from qlassify.job import read_dataset
+    from qlassify.planning.plan import parse_bytes
+
+    flags: dict[str, Any] = {
+        "data": options.given(
+            train=str(data),
+            eval=None if eval_file is None else str(eval_file),
+            test=None if test is None else str(test),
+            **options.reading_settings(
+                text=text,
+                text_pair=text_pair,
+                label=label,
+                label_separator=label_separator,
+                header=header,
+                format=format,
+            ),
+        ),
+        "model": options.given(base=base, max_length=max_length, precision=precision, device=device),
+        "method": options.given(kind=None if method == "all" else method, rank=rank),
+        "training": options.given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
+    }
+    settings = layer(gather_settings(config, override or ()), flags)
+    dataset = read_dataset(RunConfig.parse(settings))
+    view = PlanView(dataset, as_json=json, quiet=quiet)
+    found: list[Prospect] = []
+    for prospect in rooms.prospects(
+        settings,
+        dataset,
+        rooms.METHODS if method == "all" else (method or "lora",),
+        memory_bytes=None if memory is None else parse_bytes(memory),
+        measure=measure,
+    ):
+        found.append(prospect)
+        view.progress(prospect)
+    view.finished(found)
+    _refuse(found, strict=strict)
+
+
+def _refuse(found: list[Prospect], *, strict: bool) -> None:
+    """End with the exit code that ``train`` would end with: of one method its own, of several if none could start."""
+    from qlassify.contracts.rule import require_no_errors
+    from qlassify.errors import ContractError, MemoryPlanError
+
+    problems: list[ContractError | MemoryPlanError] = []
+    for prospect in found:
+        if prospect.preparation is None:
+            continue
+        try:
+            require_no_errors(prospect.preparation.contracts, strict=strict)
+            prospect.preparation.require_memory()
+        except (ContractError, MemoryPlanError) as problem:
+            problems.append(problem)
+        else:
+            return
+    if problems:
+        raise problems[0]
