@@ -1,7 +1,7 @@
 """One training job, from a data file to a report: the order of things, as a generator of events.
 
-    read -> label and split -> find the model -> settle the settings -> tokenise -> plan -> train -> save
-         -> evaluate beside the baselines -> report
+    read -> label and split -> prepare: settle the settings, tokenise, plan, audit, check (``preparation``)
+         -> reserve memory -> load the weights -> rehearse -> train -> save -> evaluate beside the baselines -> report
 
 Each stage yields what it came to; the command shows it, and nothing here prints. A finished stage has written its
 file, so a run that stops can be read and, from its first checkpoint on, resumed. ``resume`` walks the same road

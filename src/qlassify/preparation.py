@@ -111,7 +111,7 @@ class Preparation:
             where=f"{self.pipeline.source.name} with {self.pipeline.run.method}",
             got=f"{human_bytes(self.needed_bytes)} needed beside the libraries ({', '.join(shown[:4])})",
             wanted=f"at most {human_bytes(self.free_bytes)}",
-            do="`qlassify plan DATA --method all` shows what would fit.",
+            do="Lower training.token_budget or take another method; `qlassify plan DATA --method all` compares them.",
         )
 
 

@@ -235,20 +235,23 @@ def test_recommended_settings_are_valid_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "rate", "head_rate"),
+    ("method", "small", "base", "head_rate"),
     [
-        ({"kind": "lora"}, 1e-3, 1e-3),
-        ({"kind": "ia3"}, 3e-3, 3e-3),
-        ({"kind": "full"}, 5e-5, 1e-3),
-        ({"kind": "prefix"}, recommend.METHOD_RATES["prefix"], 1e-3),
-        ({"kind": "prefix", "reparametrize": True}, recommend.PREFIX_NETWORK_RATE, 1e-3),
+        ({"kind": "lora"}, 1e-3, 4e-4, 1e-3),
+        ({"kind": "ia3"}, 1e-2, 3e-3, 3e-3),
+        ({"kind": "adapter"}, 1e-3, 1e-4, 1e-3),
+        ({"kind": "bitfit"}, 3e-3, 3e-4, 1e-3),
+        ({"kind": "full"}, 5e-5, 2e-5, 1e-3),
+        ({"kind": "prefix"}, 3e-2, 1e-2, 1e-3),
+        ({"kind": "prefix", "reparametrize": True}, 1e-3, 1e-3, 1e-3),
     ],
 )
-def test_rates_by_method(method: dict[str, object], rate: float, head_rate: float) -> None:
-    """A prefix's rate is tens of times a weight's, and the head consists of weights."""
+def test_rates_by_method(method: dict[str, object], small: float, base: float, head_rate: float) -> None:
+    """Measured on MiniLM below 60 M parameters, as published from there on; the head's is one of weights."""
     config = RunConfig.parse({"method": method}).method
-    training = recommend.recommended_settings(recommend.Facts(22_713_216, False, 6, 5000), config)["training"]
-    assert (training["learning_rate"], training["head_learning_rate"]) == (rate, head_rate)
+    for params, rate in ((22_713_216, small), (110_000_000, base)):
+        training = recommend.recommended_settings(recommend.Facts(params, False, 6, 5000), config)["training"]
+        assert (training["learning_rate"], training["head_learning_rate"]) == (rate, head_rate)
 
 
 # Mistakes

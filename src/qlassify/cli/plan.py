@@ -11,6 +11,7 @@ from qlassify.cli import options
 from qlassify.cli.options import MODEL, OUTPUT, READING, TRAINING
 
 if TYPE_CHECKING:
+    from qlassify.errors import QlassifyError
     from qlassify.prospects import Prospect
 
 
@@ -52,12 +53,7 @@ def plan(
     debug: options.Debug = False,
 ) -> None:
     """Say what training on DATA would take and what is doubtful about it. Nothing is trained or written."""
-    from qlassify import prospects as rooms
-    from qlassify.cli.show_plan import PlanView
     from qlassify.config.files import gather_settings, layer
-    from qlassify.config.run import RunConfig
-    from qlassify.job import read_dataset
-    from qlassify.planning.plan import parse_bytes
 
     flags: dict[str, Any] = {
         "data": options.given(
@@ -78,37 +74,55 @@ def plan(
         "training": options.given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
     }
     settings = layer(gather_settings(config, override or ()), flags)
+    _show(settings, method, memory, measure=measure, strict=strict, as_json=json, quiet=quiet)
+
+
+def _show(
+    settings: dict[str, Any],
+    method: str | None,
+    memory: str | None,
+    *,
+    measure: bool,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Plan, show, and end with the exit code of what stands in the way."""
+    from qlassify import prospects as rooms
+    from qlassify.cli.show_plan import PlanView
+    from qlassify.config.run import RunConfig
+    from qlassify.job import read_dataset
+    from qlassify.planning.plan import parse_bytes
+
+    memory_bytes = None if memory is None else parse_bytes(memory)
     dataset = read_dataset(RunConfig.parse(settings))
-    view = PlanView(dataset, as_json=json, quiet=quiet)
+    view = PlanView(dataset, as_json=as_json, quiet=quiet)
+    methods = rooms.METHODS if method == "all" else (method or "lora",)
     found: list[Prospect] = []
-    for prospect in rooms.prospects(
-        settings,
-        dataset,
-        rooms.METHODS if method == "all" else (method or "lora",),
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        measure=measure,
-    ):
+    for prospect in rooms.prospects(settings, dataset, methods, memory_bytes=memory_bytes, measure=measure):
         found.append(prospect)
         view.progress(prospect)
-    view.finished(found)
-    _refuse(found, strict=strict)
+    refusal = _refusal(found, strict=strict)
+    view.finished(found, refusal)
+    if refusal is not None:
+        raise typer.Exit(refusal.exit_code)
 
 
-def _refuse(found: list[Prospect], *, strict: bool) -> None:
-    """End with the exit code that ``train`` would end with: of one method its own, of several if none could start."""
+def _refusal(found: list[Prospect], *, strict: bool) -> QlassifyError | None:
+    """What ``train`` would end with: for one method its own refusal, for several the first if none could start."""
     from qlassify.contracts.rule import require_no_errors
-    from qlassify.errors import ContractError, MemoryPlanError
+    from qlassify.errors import QlassifyError
 
-    problems: list[ContractError | MemoryPlanError] = []
+    problems: list[QlassifyError] = []
     for prospect in found:
-        if prospect.preparation is None:
-            continue
         try:
+            if prospect.preparation is None:
+                assert prospect.problem is not None
+                raise prospect.problem
             require_no_errors(prospect.preparation.contracts, strict=strict)
             prospect.preparation.require_memory()
-        except (ContractError, MemoryPlanError) as problem:
+        except QlassifyError as problem:
             problems.append(problem)
         else:
-            return
-    if problems:
-        raise problems[0]
+            return None
+    return problems[0] if problems else None

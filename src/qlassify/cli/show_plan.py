@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qlassify.contracts.rule import Severity
 from qlassify.data.dataset import Dataset
+from qlassify.errors import QlassifyError
 from qlassify.planning.plan import human_bytes, human_count, human_seconds
 from qlassify.preparation import Preparation
 from qlassify.prospects import Prospect
@@ -54,8 +55,13 @@ class PlanView:
         if not self.as_json and not self.quiet and self.errors.is_terminal:
             self.errors.print(f"planned {prospect.method}")
 
-    def finished(self, found: Sequence[Prospect]) -> None:
-        """Show everything."""
+    def finished(self, found: Sequence[Prospect], refusal: QlassifyError | None) -> None:
+        """Show everything.
+
+        Args:
+            found: a prospect for each method.
+            refusal: why nothing of it could start.
+        """
         if self.as_json:
             preparation = next((one.preparation for one in found if one.preparation is not None), None)
             audit = None if preparation is None else preparation.audit
@@ -66,6 +72,7 @@ class PlanView:
                 "notes": list(self.dataset.notes),
                 "audit": None if audit is None else audit.as_dict(),
                 "methods": [one.as_dict() for one in found],
+                "refusal": None if refusal is None else refusal.as_dict(),
             }
             print(json.dumps(record, ensure_ascii=False))
             return
@@ -76,7 +83,9 @@ class PlanView:
         if len(found) == 1 and able and not self.quiet:
             self._terms(able[0])
         self._methods(found)
-        self._doubts(able)
+        self._doubts(found)
+        if refusal is not None:
+            self.errors.print(f"qlassify: {refusal}")
 
     def _data(self, preparation: Preparation) -> None:
         rows = ", ".join(f"{len(part)} {name}" for name, part in self.dataset.parts().items())
@@ -109,7 +118,7 @@ class PlanView:
             table.add_column(name, justify="left" if name in ("method", "verdict") else "right", no_wrap=True)
         for one in found:
             if one.preparation is None:
-                table.add_row(one.method, *["-"] * 6, Text("cannot: " + (one.problem.what if one.problem else "")))
+                table.add_row(one.method, *["-"] * 6, "cannot")
                 continue
             plan, training = one.preparation.plan, one.preparation.pipeline.run.training
             seconds = one.seconds
@@ -125,9 +134,12 @@ class PlanView:
             )
         self.console.print(table)
 
-    def _doubts(self, able: Sequence[Prospect]) -> None:
-        for one in able:
-            assert one.preparation is not None
+    def _doubts(self, found: Sequence[Prospect]) -> None:
+        able = [one for one in found if one.preparation is not None]
+        for one in found:
+            if one.preparation is None:
+                self._line(one.method, str(one.problem))
+                continue
             for item in one.preparation.contracts.items:
                 if item.severity > Severity.INFO or (len(able) == 1 and not self.quiet):
                     self._line(one.method, str(item))
