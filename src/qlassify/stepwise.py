@@ -438,8 +438,8 @@ def _sketch(source: ModelSource, placement: Placement, run: RunConfig) -> Backbo
 
 
 def _attachable(method: MethodConfig, backbone: Backbone) -> MethodConfig:
-    """The method, without what it would find out from weights that are not there."""
-    if backbone.is_sketch and isinstance(method, LoraConfig):
+    """The method, without what only loading finds out; PiSSA's factors have their shapes on a sketch, too."""
+    if backbone.is_sketch and isinstance(method, LoraConfig) and method.start == "loftq":
         return method.replace(start="zero")
     return method
 

@@ -317,7 +317,7 @@ def parse_bytes(text: str) -> int:
     unit = None if match is None else _UNITS.get(match[2].upper())
     try:
         count = None if match is None or unit is None else round(float(match[1]) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):
         count = None
     if not count:
         raise ConfigError("not a size in bytes", got=text, wanted="a number and a unit, such as 8GiB or 500MB")
