@@ -114,9 +114,8 @@ def _measured(preparation: Preparation) -> float | None:
 
     A probe has no steps: its one pass over the rows is what a prediction takes, and is not timed.
     """
-    pipeline, sketch = preparation.pipeline, preparation.pipeline.backbone
-    pipeline.load_weights()
-    try:
+    pipeline = preparation.pipeline
+    with pipeline.loaded():
         pipeline.prepare_for(preparation.dataset)
         loop = pipeline.training_loop(preparation.dataset, preparation.encoded)
         if not isinstance(loop, TrainingLoop):
@@ -124,8 +123,6 @@ def _measured(preparation: Preparation) -> float | None:
         loop.rehearse()  # the first one also compiles kernels
         rehearsal: Rehearsal = loop.rehearse()
         return preparation.training_seconds(rehearsal)
-    finally:
-        pipeline.backbone = sketch
 
 
 def _what_would_fit(

@@ -205,7 +205,5 @@ def test_seconds_in_closed_form(scored: int, evaluations: int) -> None:
         steps=9,
         runtime_bytes=0,
     )
-    found = training_seconds(
-        plan, Rehearsal(60, 40, 2.0), validation_tokens=scored, evaluations_per_epoch=evaluations
-    )
+    found = training_seconds(plan, Rehearsal(60, 40, 2.0), validation_tokens=scored, evaluations_per_epoch=evaluations)
     assert found == pytest.approx(0.05 * (3000 + PREDICTION_SHARE * scored * evaluations * 3), rel=1e-12)

@@ -206,7 +206,9 @@ def test_sizes_are_read(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "eight", "8X", "8 i", "8iB", "-1GB", "1.2.3", ".", "0", "0.0GB", "1e999", "8 G B"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "eight", "8X", "8 i", "8iB", "-1GB", "1.2.3", ".", "0", "0.0GB", "1e999", "8 G B"]
+)
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="8GiB") as caught:
         parse_bytes(text)

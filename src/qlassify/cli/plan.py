@@ -52,12 +52,7 @@ def plan(
     debug: options.Debug = False,
 ) -> None:
     """Say what training on DATA would take and what is doubtful about it. Nothing is trained or written."""
-    from qlassify import prospects as rooms
-    from qlassify.cli.show_plan import PlanView
     from qlassify.config.files import gather_settings, layer
-    from qlassify.config.run import RunConfig
-    from qlassify.job import read_dataset
-    from qlassify.planning.plan import parse_bytes
 
     flags: dict[str, Any] = {
         "data": options.given(
@@ -78,20 +73,31 @@ def plan(
         "training": options.given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
     }
     settings = layer(gather_settings(config, override or ()), flags)
+    view = {"as_json": json, "quiet": quiet}
+    found = _show(settings, "all" if method == "all" else (method or "lora"), memory, measure=measure, **view)
+    _refuse(found, strict=strict)
+
+
+def _show(
+    settings: dict[str, Any], method: str, memory: str | None, *, measure: bool, as_json: bool, quiet: bool
+) -> list[Prospect]:
+    """Plan and show one method, or all."""
+    from qlassify import prospects as rooms
+    from qlassify.cli.show_plan import PlanView
+    from qlassify.config.run import RunConfig
+    from qlassify.job import read_dataset
+    from qlassify.planning.plan import parse_bytes
+
+    memory_bytes = None if memory is None else parse_bytes(memory)
     dataset = read_dataset(RunConfig.parse(settings))
-    view = PlanView(dataset, as_json=json, quiet=quiet)
+    view = PlanView(dataset, as_json=as_json, quiet=quiet)
+    methods = rooms.METHODS if method == "all" else (method,)
     found: list[Prospect] = []
-    for prospect in rooms.prospects(
-        settings,
-        dataset,
-        rooms.METHODS if method == "all" else (method or "lora",),
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        measure=measure,
-    ):
+    for prospect in rooms.prospects(settings, dataset, methods, memory_bytes=memory_bytes, measure=measure):
         found.append(prospect)
         view.progress(prospect)
     view.finished(found)
-    _refuse(found, strict=strict)
+    return found
 
 
 def _refuse(found: list[Prospect], *, strict: bool) -> None:
