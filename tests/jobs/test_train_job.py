@@ -25,7 +25,7 @@ import yaml
 from qlassify import ClassifyPipeline, job
 from qlassify.config.files import read_settings
 from qlassify.errors import CheckpointError, ConfigError, DataError, Interrupted
-from qlassify.job import FinishedEvent, JobEvent, ModelEvent, PlanEvent, SavedEvent
+from qlassify.job import FinishedEvent, JobEvent, ModelEvent, NotesEvent, SavedEvent
 from qlassify.training.events import CheckpointEvent, EvaluationEvent, StepEvent, TrainingEndEvent
 from qlassify.training.loop import StopRequest
 from tiny_jobs import job_settings, make_rows, model_bytes, write_table
@@ -231,7 +231,7 @@ Predicate = Callable[[JobEvent], bool]
 
 STOPS: dict[str, Predicate] = {
     "settings settled": lambda event: isinstance(event, ModelEvent),
-    "planned": lambda event: isinstance(event, PlanEvent),
+    "ready": lambda event: isinstance(event, NotesEvent),
     "first step": lambda event: isinstance(event, StepEvent),
     "after the first checkpoint": lambda event: isinstance(event, StepEvent) and event.step == 7,
     "scored but not written": lambda event: isinstance(event, EvaluationEvent) and event.step == 12,
