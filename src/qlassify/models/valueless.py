@@ -26,6 +26,9 @@ _QUESTIONS = (
 class AnswerNo(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is open, a truth value on the meta device is False; any other value is refused as ever."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
