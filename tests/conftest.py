@@ -19,6 +19,14 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A memory ledger of this test process: no test waits for the user's jobs, and none of them for a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLASSIFY_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.json"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder of published configurations, tokenisers and data sets that may lie beside the repository."""

@@ -8,6 +8,8 @@ is what the real step will hold. ``planning.plan`` adds the terms up.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,34 +38,75 @@ def make_forecast(sketch: StepwisePipeline, encoded: Encoded, *, runtime_bytes: 
     """
     run, lengths = sketch.run, encoded.lengths.astype(np.int64)
     shape = model_shape(sketch.backbone)
-    classifier = sketch.trainable.classifier
     predicted = _full_batch(encoded, default_token_budget(sketch.placement.device))
-    prediction = prediction_bytes(classifier, predicted)
+    order = StepOrder.of(len(encoded), run.training, run.seed)
+    is_probe = isinstance(run.method, ProbeConfig)
+    heaviest = () if is_probe else order.heaviest_batches(encoded, run.training.token_budget)
+    several = int(order.tokens_of_steps(lengths).max()) > run.training.token_budget
+    try:
+        activations = _rehearsed(sketch, heaviest, predicted, passes=2 if several else 1)
+    except (RuntimeError, ValueError, TypeError):
+        activations = _estimated(sketch, heaviest, predicted)
     if isinstance(run.method, ProbeConfig):
         return make_probe_plan(
             shape,
             head_parameters=sketch.num_trainable_parameters(),
-            activations=Activations(predicted.num_tokens, 0, prediction),
+            activations=activations,
             rows=len(encoded),
             tokens=encoded.num_tokens,
             penalties=len(run.method.penalties),
             runtime_bytes=runtime_bytes,
         )
-    order = StepOrder.of(len(encoded), run.training, run.seed)
-    heaviest = order.heaviest_batches(encoded, run.training.token_budget)
-    several = int(order.tokens_of_steps(lengths).max()) > run.training.token_budget
-    objective = sketch.trainable.stepper.objective
-    peak = max(training_bytes(classifier, objective, batch, passes=2 if several else 1) for batch in heaviest)
     return make_plan(
         shape,
         trainable_parameters=sketch.num_trainable_parameters(),
-        activations=Activations(max(batch.num_tokens for batch in heaviest), peak, prediction),
+        activations=activations,
         tokens_per_epoch=encoded.num_tokens,
         epochs=order.epochs,
         steps=order.total_steps,
         runtime_bytes=runtime_bytes,
         fixed_bytes=_fixed_bytes(sketch),
     )
+
+
+def _rehearsed(
+    sketch: StepwisePipeline, heaviest: Sequence[PackedBatch], predicted: PackedBatch, *, passes: int
+) -> Activations:
+    """What the heaviest micro-batches and a full batch of predictions hold, found by computing them without values.
+
+    Raises:
+        RuntimeError: the architecture does what values decide, such as sending each token to experts of its own.
+    """
+    trainable = sketch.trainable
+    classifier, objective = trainable.classifier, trainable.stepper.objective
+    peaks = [training_bytes(classifier, objective, batch, passes=passes) for batch in heaviest]
+    return Activations(
+        _most_tokens(heaviest or (predicted,)), max(peaks, default=0), prediction_bytes(classifier, predicted)
+    )
+
+
+def _estimated(sketch: StepwisePipeline, heaviest: Sequence[PackedBatch], predicted: PackedBatch) -> Activations:
+    """The same for an architecture that cannot be computed without values: about 10 H + 3 I values of each token.
+
+    These are a layer's inputs of products, queries, keys, values, and what norms and the activation function keep.
+    """
+    backbone = sketch.backbone
+    config: Any = backbone.model.config
+    sizes = [getattr(config, name, None) for name in ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim")]
+    wide = next((int(size) for size in sizes if size), 4 * backbone.hidden_size)
+    layer_bytes = (10 * backbone.hidden_size + 3 * wide) * backbone.dtype.itemsize
+    kept = _most_tokens(heaviest) * int(getattr(config, "num_hidden_layers", 0)) * layer_bytes
+    gradients = 4 * sketch.num_trainable_parameters() if heaviest else 0
+    return Activations(
+        _most_tokens(heaviest or (predicted,)),
+        kept + gradients,
+        predicted.num_tokens * layer_bytes,
+        rehearsed=False,
+    )
+
+
+def _most_tokens(batches: Sequence[PackedBatch]) -> int:
+    return max((batch.num_tokens for batch in batches), default=0)
 
 
 def model_shape(backbone: Backbone) -> ModelShape:

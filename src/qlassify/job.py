@@ -306,7 +306,7 @@ def _carry_out(
     placement, plan = pipeline.placement, preparation.plan
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
     notes = (*dataset.notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
-    notes = (*notes, *token_notes(encoded, pipeline.encoder.max_length), *_guard_notes(guard))
+    notes = (*notes, *token_notes(encoded, pipeline.encoder.max_length), *preparation.plan_notes, *_guard_notes(guard))
     copies = pipeline.settle_dense_copies(plan)
     notes = notes if copies is None else (*notes, copies)
     yield NotesEvent(notes)

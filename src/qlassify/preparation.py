@@ -80,6 +80,13 @@ class Preparation:
         return "Warnings" if self.contracts.of(Severity.WARN) or self.warnings else "Ready"
 
     @property
+    def plan_notes(self) -> tuple[str, ...]:
+        """A sentence for each figure of the plan that is less than counted."""
+        if self.plan.rehearsed:
+            return ()
+        return ("The architecture cannot be computed without values; what its activations take is a rough estimate.",)
+
+    @property
     def warnings(self) -> tuple[Finding, ...]:
         """What the audit warns of."""
         findings = () if self.audit is None else self.audit.findings()

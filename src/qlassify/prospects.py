@@ -122,9 +122,8 @@ def _measured(preparation: Preparation) -> float | None:
 
     A probe has no steps: its one pass over the rows is what a prediction takes, and is not timed.
     """
-    pipeline, sketch = preparation.pipeline, preparation.pipeline.backbone
-    pipeline.load_weights()
-    try:
+    pipeline = preparation.pipeline
+    with pipeline.loaded():
         pipeline.prepare_for(preparation.dataset)
         loop = pipeline.training_loop(preparation.dataset, preparation.encoded)
         if not isinstance(loop, TrainingLoop):
@@ -133,8 +132,6 @@ def _measured(preparation: Preparation) -> float | None:
         # The middle one of three: a hiccup of the machine should not speak for the whole run.
         tries = sorted((loop.rehearse() for _ in range(3)), key=lambda one: one.seconds)
         return preparation.training_seconds(tries[1])
-    finally:
-        pipeline.backbone = sketch
 
 
 def _what_would_fit(

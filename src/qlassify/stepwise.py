@@ -7,7 +7,8 @@ below. Whoever wants a whole training run uses ``ClassifyPipeline.fit``; this fa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qlassify.config.method import LoraConfig, MethodConfig, positions_before_text
-from qlassify.config.quant import QuantConfig
+from qlassify.base_model import attachable, load_base, sketch_base, weight_format
+from qlassify.config.method import positions_before_text
 from qlassify.config.run import RunConfig
 from qlassify.data.labels import LabelMap, class_weights
 from qlassify.data.packing import PackedBatch, micro_batches
@@ -34,7 +35,7 @@ from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.methods.inject import Attachment, attach, rate_factors
 from qlassify.methods.state import merge
-from qlassify.models.backbone import Backbone, load_backbone, load_skeleton
+from qlassify.models.backbone import Backbone
 from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead, wants_bias
 from qlassify.models.pooling import PoolingMode, choose_pooling
@@ -110,8 +111,8 @@ class StepwisePipeline:
         """
         source = resolve(base)
         placement = choose_placement(run.model.device, run.model.precision)
-        run = run.replace(quant=_format(source, run))
-        backbone = (_load if weights else _sketch)(source, placement, run)
+        run = run.replace(quant=weight_format(source, run))
+        backbone = (load_base if weights else sketch_base)(source, placement, run)
         max_length = backbone.longest_text(run.model.max_length, behind=positions_before_text(run.method))
         encoder = TextEncoder.load(source.directory, max_length)
         pooling = run.model.pooling
@@ -122,14 +123,24 @@ class StepwisePipeline:
     def load_weights(self) -> None:
         """Put the pretrained model in the place of its sketch; the method is attached anew by ``prepare``."""
         self._trainable = None
-        self.backbone = _load(self.source, self.placement, self.run)
+        self.backbone = load_base(self.source, self.placement, self.run)
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """The weights are there while the context is open; afterwards the sketch is back, and nothing holds them."""
+        backbone, trainable, run = self.backbone, self._trainable, self.run
+        self.load_weights()
+        try:
+            yield
+        finally:
+            self.backbone, self._trainable, self.run = backbone, trainable, run
 
     def sketch(self) -> StepwisePipeline:
         """The same model, method and head without weights, on the meta device: every shape and no memory."""
         twin = StepwisePipeline(
             self.source,
             self.placement,
-            _sketch(self.source, self.placement, self.run),
+            sketch_base(self.source, self.placement, self.run),
             self.encoder,
             self.pooling,
             self.run,
@@ -159,7 +170,7 @@ class StepwisePipeline:
                 got=self.encoder.max_length,
                 wanted=f"at most {room}",
             )
-        attachment = attach(self.backbone.model, _attachable(run.method, self.backbone), seed=run.seed)
+        attachment = attach(self.backbone.model, attachable(run.method, self.backbone), seed=run.seed)
         head = ClassificationHead(self.backbone.hidden_size, len(labels), seed=run.seed, bias=self.head_bias)
         classifier = Classifier(self.backbone, head.to(self.backbone.device), self.pooling)
         return self.adopt(labels, classifier, attachment, counts)
@@ -421,55 +432,6 @@ class StepwisePipeline:
             f"{human_count(self.num_trainable_parameters())} trainable parameters, "
             f"{self.placement.precision} on {self.placement.device}"
         )
-
-
-def _load(source: ModelSource, placement: Placement, run: RunConfig) -> Backbone:
-    """The pretrained model with its weights."""
-    return load_backbone(
-        source.directory, placement.dtype, placement.device, quant=run.quant, residual_rank=_residual_rank(run)
-    )
-
-
-def _sketch(source: ModelSource, placement: Placement, run: RunConfig) -> Backbone:
-    """The pretrained model without weights."""
-    backbone = Backbone(load_skeleton(source.directory, placement.dtype), source.directory)
-    backbone.quant = run.quant
-    return backbone
-
-
-def _attachable(method: MethodConfig, backbone: Backbone) -> MethodConfig:
-    """The method, without what it would find out from weights that are not there."""
-    if backbone.is_sketch and isinstance(method, LoraConfig):
-        return method.replace(start="zero")
-    return method
-
-
-def _format(source: ModelSource, run: RunConfig) -> QuantConfig | None:
-    """The format of the frozen weights: the base model's own, if it is quantised, else the one that is asked for.
-
-    Raises:
-        ConfigError: another format is asked for than the base model's own.
-        ModelError: the base model is quantised and damaged.
-    """
-    record = source.quantized()
-    if record is None:
-        return run.wanted_quant
-    source.sha256()  # also checks the bytes: a damaged directory is noticed now, not when the classifier is saved
-    if run.quant is not None and run.quant != record.config:
-        raise ConfigError(
-            "the base model is quantised in another format",
-            where=source.directory,
-            got=str(record.config),
-            wanted=f"{run.quant}, as quant says",
-            do="Leave quant out, or give the model that it was made from.",
-        )
-    return record.config
-
-
-def _residual_rank(run: RunConfig) -> int | None:
-    """The rank of what LoftQ begins with, which only loading can find: the original weights are gone afterwards."""
-    method = run.method
-    return method.rank if isinstance(method, LoraConfig) and method.start == "loftq" else None
 
 
 def _classes(samples: Sequence[Sample] | Sequence[TokenizedSample]) -> npt.NDArray[np.int64]:

@@ -29,6 +29,7 @@ LAYERS = {
         "pipeline",
         "multi_classifier",
         "stepwise",
+        "base_model",
         "probing",
         "forecasting",
         "preparation",

@@ -25,7 +25,7 @@ import yaml
 from qlassify import ClassifyPipeline, job
 from qlassify.config.files import read_settings
 from qlassify.errors import CheckpointError, ConfigError, DataError, Interrupted
-from qlassify.job import FinishedEvent, JobEvent, ModelEvent, PlanEvent, SavedEvent
+from qlassify.job import FinishedEvent, JobEvent, ModelEvent, NotesEvent, SavedEvent
 from qlassify.training.events import CheckpointEvent, EvaluationEvent, StepEvent, TrainingEndEvent
 from qlassify.training.loop import StopRequest
 from tiny_jobs import job_settings, make_rows, model_bytes, write_table
@@ -186,16 +186,19 @@ def test_a_test_file_is_what_is_scored(tiny_base: Path, train_csv: Path, tmp_pat
 
 
 def test_texts_that_were_cut_are_in_the_record(tiny_base: Path, tmp_path: Path) -> None:
-    rows = make_rows(60, seed=4)
-    long = write_table(
-        tmp_path / "a.csv", ("text", "label"), [(f"{text} {'very ' * 80}", label) for text, label in rows]
-    )
+    # One in ten: when most texts lose their end, a contract refuses the run.
+    rows = [
+        (f"{text} {'very ' * 80}" if number % 10 == 0 else text, label)
+        for number, (text, label) in enumerate(make_rows(60, seed=4))
+    ]
+    long = write_table(tmp_path / "a.csv", ("text", "label"), rows)
     settings = settings_of(tiny_base, long, epochs=1)
     settings["model"]["max_length"] = 32
     finished = finish(job.train(settings, tmp_path / "run"))
     data = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert data["truncated"] == {"train": 45, "validation": 15}
-    words = sum(len(text.split()) + 80 + 2 - 32 for text, _ in rows)
+    assert data["truncated"].keys() == {"train", "validation"}
+    assert sum(data["truncated"].values()) == 6
+    words = sum(max(0, len(text.split()) + 2 - 32) for text, _ in rows)
     assert sum(data["lost_tokens"].values()) == words
     assert any("were cut at 32 tokens" in note for note in finished.assessment.notes)
 
@@ -231,7 +234,7 @@ Predicate = Callable[[JobEvent], bool]
 
 STOPS: dict[str, Predicate] = {
     "settings settled": lambda event: isinstance(event, ModelEvent),
-    "planned": lambda event: isinstance(event, PlanEvent),
+    "ready": lambda event: isinstance(event, NotesEvent),
     "first step": lambda event: isinstance(event, StepEvent),
     "after the first checkpoint": lambda event: isinstance(event, StepEvent) and event.step == 7,
     "scored but not written": lambda event: isinstance(event, EvaluationEvent) and event.step == 12,

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qlassify.config.quant import QuantConfig
+from qlassify.errors import ConfigError
 from qlassify.planning.plan import (
+    ALLOCATOR_SHARE,
+    Activations,
     ModelShape,
     Plan,
     human_bytes,
     human_count,
-    largest_micro_batch,
+    human_seconds,
     make_plan,
     make_probe_plan,
+    parse_bytes,
+    summarise,
 )
 
-LENGTHS = np.array([5, 9, 3, 7, 9, 2, 8], dtype=np.int64)
+RUNTIME = 777
+ACTIVATIONS = Activations(heaviest_tokens=20, training_bytes=5200, prediction_bytes=1100)
 
 
 def shape_of(*low_bit: int, others: int = 1000, width: int = 2, quant: QuantConfig | None = None) -> ModelShape:
@@ -27,27 +35,52 @@ def shape_of(*low_bit: int, others: int = 1000, width: int = 2, quant: QuantConf
         num_parameters=others + sum(low_bit),
         num_linear_parameters=600 + sum(low_bit),
         bytes_per_parameter=width,
-        num_layers=2,
         hidden_size=8,
-        feed_forward_size=16,
         low_bit=low_bit,
         quant=quant,
     )
 
 
-def plan_of(shape: ModelShape, *, trainable: int = 50) -> Plan:
-    return make_plan(shape, trainable_parameters=trainable, lengths=LENGTHS, epochs=3, rows_per_step=4, token_budget=20)
+def plan_of(
+    shape: ModelShape, *, trainable: int = 50, activations: Activations = ACTIVATIONS, fixed_bytes: int = 0
+) -> Plan:
+    return make_plan(
+        shape,
+        trainable_parameters=trainable,
+        activations=activations,
+        tokens_per_epoch=43,
+        epochs=3,
+        steps=6,
+        runtime_bytes=RUNTIME,
+        fixed_bytes=fixed_bytes,
+    )
 
 
 def test_without_low_bit_weights_every_number_has_its_bytes() -> None:
-    plan = plan_of(shape_of(others=1000, width=4))
-    assert (plan.frozen_bytes, plan.dense_copy_bytes) == (4000, 0)
-    assert plan.trainable_bytes == 16 * 50
-    # The longest four rows of a step have 9 + 9 + 8 + 7 tokens, more than the budget of 20.
-    assert plan.activation_bytes == 20 * 2 * (10 * 8 + 3 * 16) * 4
-    assert plan.total_bytes == plan.frozen_bytes + plan.trainable_bytes + plan.activation_bytes
-    assert (plan.steps, plan.tokens) == (6, 3 * 43)
+    plan = plan_of(shape_of(others=1000, width=4), fixed_bytes=60)
+    memory = plan.memory
+    assert (memory.dense_bytes, memory.low_bit_bytes, memory.buffer_bytes) == (4060, 0, 0)
+    assert (memory.trained_bytes, memory.gradient_bytes, memory.optimizer_bytes, memory.best_bytes) == (
+        4 * 50,
+        4 * 50,
+        8 * 50,
+        4 * 50,
+    )
+    # The rehearsal counts the gradients, which have a term of their own.
+    assert memory.activation_bytes == 5200 - 4 * 50
+    assert memory.allocator_bytes == round(ALLOCATOR_SHARE * 5000)
+    assert memory.runtime_bytes == RUNTIME
+    assert plan.total_bytes == 4060 + 20 * 50 + 5000 + round(ALLOCATOR_SHARE * 5000) + RUNTIME
+    assert (plan.steps, plan.epochs, plan.tokens, plan.heaviest_tokens) == (6, 3, 3 * 43, 20)
+    assert (plan.trainable_parameters, plan.frozen_parameters, plan.dense_copy_bytes) == (50, 1000, 0)
     assert plan.train_flop == 4 * (600 + 50) * 3 * 43
+
+
+@pytest.mark.parametrize("prediction_bytes", [4999, 5001, 90_000])
+def test_activations_are_those_of_training_or_of_scoring(prediction_bytes: int) -> None:
+    """The held-out rows are scored while no gradient is there: whichever is more, not both."""
+    plan = plan_of(shape_of(), activations=replace(ACTIVATIONS, prediction_bytes=prediction_bytes))
+    assert plan.memory.activation_bytes == max(5000, prediction_bytes)
 
 
 @pytest.mark.parametrize("width", [2, 4])
@@ -56,11 +89,12 @@ def test_low_bit_weights_have_their_codes_and_one_buffer(width: int, quant: Quan
     """The buffer is as large as the largest weight in the type of the products; copies are as large as all of them."""
     plan = plan_of(shape_of(6400, 9000, 6400, width=width, quant=quant))
     stored = sum(quant.storage_bytes(count) for count in (6400, 9000, 6400))
-    assert plan.frozen_bytes == 1000 * width + stored + 9000 * width
+    memory = plan.memory
+    assert (memory.dense_bytes, memory.low_bit_bytes, memory.buffer_bytes) == (1000 * width, stored, 9000 * width)
     assert plan.dense_copy_bytes == (6400 + 9000 + 6400) * width
     assert plan.frozen_parameters == 1000 + 6400 + 9000 + 6400
     plain = plan_of(shape_of(others=1000 + 21_800, width=width))
-    assert plan.activation_bytes == plain.activation_bytes
+    assert memory.activation_bytes == plain.memory.activation_bytes
     assert plan.train_flop == 4 * (600 + 21_800 + 50) * 3 * 43
 
 
@@ -82,37 +116,37 @@ def test_copies_are_allowed_within_half_of_what_is_free(low_bit: list[int], free
     assert not plan.allows_dense_copies(needed - 1)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "rows", "budget", "wanted"),
-    [
-        ([], 4, 20, 0),
-        ([5, 3], 4, 20, 8),
-        ([5, 9, 3, 7], 2, 20, 16),
-        ([5, 9, 3, 7], 2, 10, 10),
-        ([50, 9], 2, 10, 50),  # a text longer than the budget runs alone
-    ],
-)
-def test_the_largest_micro_batch(lengths: list[int], rows: int, budget: int, wanted: int) -> None:
-    found = largest_micro_batch(np.array(lengths, dtype=np.int64), rows_per_step=rows, token_budget=budget)
-    assert found == wanted
-
-
 def test_a_probe_passes_over_the_rows_once() -> None:
-    """One layer's values at a time, no gradients; of each row a vector, twice, in float64."""
+    """What a prediction holds, no gradients; of each row a vector, twice, in float64."""
     shape = shape_of(6400, others=1000, width=2, quant=QuantConfig())
-    plan = make_probe_plan(shape, head_parameters=27, lengths=LENGTHS, penalties=11, token_budget=20)
-    assert (plan.steps, plan.tokens, plan.trainable_parameters) == (11, 43, 27)
+    plan = make_probe_plan(
+        shape,
+        head_parameters=27,
+        activations=Activations(20, 0, 1100),
+        rows=7,
+        tokens=43,
+        penalties=11,
+        runtime_bytes=RUNTIME,
+    )
+    memory, trained = plan.memory, plan_of(shape).memory
+    assert (plan.steps, plan.epochs, plan.tokens, plan.trainable_parameters) == (11, 1, 43, 27)
     assert plan.train_flop == 2 * (600 + 6400) * 43
-    assert plan.trainable_bytes == 8 * (2 * 7 * 8 + 24 * 27)
-    assert plan.activation_bytes == 20 * (10 * 8 + 3 * 16) * 2
-    trained = plan_of(shape)
-    assert (plan.frozen_bytes, plan.dense_copy_bytes) == (trained.frozen_bytes, trained.dense_copy_bytes)
-    assert plan.total_bytes == plan.frozen_bytes + plan.trainable_bytes + plan.activation_bytes
+    assert (memory.trained_bytes, memory.gradient_bytes, memory.best_bytes) == (4 * 27, 0, 4 * 27)
+    assert memory.optimizer_bytes == 8 * (2 * 7 * 8 + 24 * 27)
+    assert memory.activation_bytes == 1100
+    for name in ("runtime_bytes", "dense_bytes", "low_bit_bytes", "buffer_bytes"):
+        assert getattr(memory, name) == getattr(trained, name)
+    assert plan.dense_copy_bytes == plan_of(shape).dense_copy_bytes
 
 
 def test_the_plan_of_a_file_has_every_figure() -> None:
     plan = plan_of(shape_of(64, quant=QuantConfig()))
-    assert Plan(**plan.as_dict()) == plan
+    record = json.loads(json.dumps(plan.as_dict()))
+    memory = record.pop("memory")
+    assert memory.pop("total_bytes") == plan.total_bytes == sum(memory.values())
+    assert replace(plan.memory, **memory) == plan.memory
+    assert memory.keys() == plan.memory.as_dict().keys() - {"total_bytes"}
+    assert Plan(**record, memory=plan.memory) == plan
 
 
 @pytest.mark.parametrize(
@@ -128,3 +162,69 @@ def test_bytes_in_words(count: float, text: str) -> None:
 )
 def test_counts_in_words(count: float, text: str) -> None:
     assert human_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (3.14, "3.1 s"),
+        (9.96, "10.0 s"),
+        (10, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (134, "2 min 14 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (3600 * 30 + 61, "30 h 1 min"),
+    ],
+)
+def test_seconds_in_words(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1", 1),
+        ("512", 512),
+        ("512B", 512),
+        ("2e9", 2 * 10**9),
+        ("500MB", 5 * 10**8),
+        ("500 mb", 5 * 10**8),
+        ("1.5k", 1500),
+        ("8GiB", 8 * 2**30),
+        (" 8 gib ", 8 * 2**30),
+        ("8Gi", 8 * 2**30),
+        ("0.5TiB", 2**39),
+        ("3T", 3 * 10**12),
+        ("7KiB", 7 * 2**10),
+        ("7MiB", 7 * 2**20),
+    ],
+)
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "eight", "8X", "8 i", "8iB", "-1GB", "1.2.3", ".", "0", "0.0GB", "1e999", "8 G B"]
+)
+def test_what_is_not_a_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="8GiB") as caught:
+        parse_bytes(text)
+    assert caught.value.got == text
+
+
+@given(count=st.integers(1, 10**15), unit=st.sampled_from(["", "k", "M", "G", "Ki", "Mi", "Gi"]))
+def test_sizes_have_their_units(count: int, unit: str) -> None:
+    """Powers of 1000, of 1024 with an i; exact as long as a float holds the number exactly."""
+    power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[unit.removesuffix("i")]
+    factor = (1024 if unit.endswith("i") else 1000) ** power
+    # Beyond 2**53 the product is the nearest float: half a unit in the last place is 2**-53 of it.
+    assert parse_bytes(f"{count}{unit}B") == pytest.approx(count * factor, rel=2**-52)
+
+
+def test_lengths_in_a_few_figures() -> None:
+    """Percentiles are lengths that occur: of 1 to 100, the 50th is 50 and the 99th 99."""
+    assert summarise(range(1, 101)) == {"mean": 50.5, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+    assert summarise([]) == {}

@@ -35,6 +35,7 @@ from qlassify.models.low_bit import QuantError, load_low_bit
 from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.quantized import quantized_base
 from qlassify.models.source import weight_files
+from qlassify.models.valueless import AnswerNo
 from qlassify.quant.linear import low_bit_layers
 
 PROBE_LENGTHS = (7, 4)
@@ -128,8 +129,15 @@ class Backbone(nn.Module):
             token_type_ids_T: (T,) int64 segments of text pairs, or None.
             layout: the texts' lengths.
         """
-        if not self.packed:
-            return self._forward_padded(token_ids_T, token_type_ids_T, layout)
+        with AnswerNo() if self.is_sketch else contextlib.nullcontext():
+            if not self.packed:
+                return self._forward_padded(token_ids_T, token_type_ids_T, layout)
+            return self._forward_packed(token_ids_T, position_ids_T, token_type_ids_T, layout)
+
+    def _forward_packed(
+        self, token_ids_T: Tensor, position_ids_T: Tensor, token_type_ids_T: Tensor | None, layout: PackedLayout
+    ) -> Tensor:
+        """One row of all tokens, no mask, and our attention."""
         offset = self.position_offset + self.position_shift
         arguments: dict[str, Any] = {
             "input_ids": token_ids_T.unsqueeze(0),
@@ -213,8 +221,8 @@ class Backbone(nn.Module):
         finally:
             with quiet_transformers():
                 self.model.set_attn_implementation(own)
-        # A model without memory has no values to compare: that it can be called this way is all that can be known.
-        good = self.is_sketch or self._agrees_with_own_attention(packed, ids)
+        # A model without memory has no values to compare: that it calls our attention is all that can be known.
+        good = bool(layout.calls) if self.is_sketch else self._agrees_with_own_attention(packed, ids)
         if good:
             for module, shapes in layout.calls.items():
                 setattr(module, "key_value_shapes", shapes)  # noqa: B010 - the plain form is for tensors and modules

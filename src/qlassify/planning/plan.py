@@ -123,6 +123,7 @@ class Plan:
         tokens: training tokens of all epochs.
         heaviest_tokens: tokens of the micro-batch that takes most memory.
         train_flop: floating-point operations of training.
+        rehearsed: whether the activations were found by rehearsing, and not estimated.
     """
 
     trainable_parameters: int
@@ -134,6 +135,7 @@ class Plan:
     tokens: int
     heaviest_tokens: int
     train_flop: int
+    rehearsed: bool
 
     @property
     def total_bytes(self) -> int:
@@ -157,11 +159,13 @@ class Activations:
         heaviest_tokens: tokens of the micro-batch that takes most memory.
         training_bytes: the most that forward and backward hold at once, gradients included; 0 for a probe.
         prediction_bytes: the most that a forward pass over a full batch of predictions holds.
+        rehearsed: whether they were found so; False where they had to be estimated.
     """
 
     heaviest_tokens: int
     training_bytes: int
     prediction_bytes: int
+    rehearsed: bool = True
 
 
 def make_plan(
@@ -208,6 +212,7 @@ def make_plan(
         tokens=tokens_per_epoch * epochs,
         heaviest_tokens=activations.heaviest_tokens,
         train_flop=4 * (shape.num_linear_parameters + trainable_parameters) * tokens_per_epoch * epochs,
+        rehearsed=activations.rehearsed,
     )
 
 
@@ -253,6 +258,7 @@ def make_probe_plan(
         tokens=tokens,
         heaviest_tokens=activations.heaviest_tokens,
         train_flop=2 * shape.num_linear_parameters * tokens,
+        rehearsed=activations.rehearsed,
     )
 
 
@@ -317,7 +323,7 @@ def parse_bytes(text: str) -> int:
     unit = None if match is None else _UNITS.get(match[2].upper())
     try:
         count = None if match is None or unit is None else round(float(match[1]) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):
         count = None
     if not count:
         raise ConfigError("not a size in bytes", got=text, wanted="a number and a unit, such as 8GiB or 500MB")
