@@ -117,7 +117,7 @@ def _rare_class(situation: Situation) -> Finding | None:
     name = situation.data.name_of(counts.index(rarest))
     message = (
         f"class {name} has {rarest} of {rows:,} rows, {situation.imbalance:.3g} times fewer than the most frequent: "
-        f"{_epochs(training.epochs)} show them {seen} times, in about {bearing:.0f} of {situation.steps} steps"
+        f"in {_epochs(training.epochs)} they are seen {seen} times, in about {bearing:.0f} of {situation.steps} steps"
     )
     recommendation = "training.class_weights=sqrt_inverse"
     if rarest and (epochs := math.ceil(LEAST_EXPOSURES / rarest)) <= MOST_EPOCHS and epochs > training.epochs:
