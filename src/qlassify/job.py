@@ -27,7 +27,6 @@ from qlassify.config import recommend
 from qlassify.config.files import layer, read_settings, write_settings
 from qlassify.config.method import ProbeConfig
 from qlassify.config.run import DataConfig, RunConfig
-from qlassify.contracts.rule import require_no_errors
 from qlassify.data.corpus import ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, build_dataset
 from qlassify.data.labels import label_counts
@@ -145,7 +144,7 @@ def train(
     yield DatasetEvent(dataset)
     preparation = prepare(settings, dataset)
     yield PlanEvent(preparation)
-    require_no_errors(preparation.contracts, strict=strict)
+    preparation.require_contracts(strict=strict)
     preparation.require_memory()
     pipeline = preparation.pipeline
     pipeline.run = _settled(pipeline.run, pipeline)

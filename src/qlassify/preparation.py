@@ -19,8 +19,8 @@ from qlassify.auditing import DataAudit, audit
 from qlassify.config import recommend
 from qlassify.config.files import layer
 from qlassify.config.run import RunConfig
-from qlassify.contracts.registry import check
-from qlassify.contracts.rule import HyperparamDiagnostics, Severity
+from qlassify.contracts.registry import check, contract
+from qlassify.contracts.rule import HyperparamDiagnostics, Severity, require_no_errors
 from qlassify.contracts.situation import DataFacts, DeviceFacts, ModelFacts, Situation, TokenLengths, Truncation
 from qlassify.data.dataset import Dataset
 from qlassify.data.findings import WARNING, Finding
@@ -75,7 +75,9 @@ class Preparation:
     @property
     def verdict(self) -> Verdict:
         """Blocked by memory or by a contract's error; Warnings if a contract or the audit warns; else Ready."""
-        if not self.fits or self.contracts.has_errors():
+        accepted = {name.upper() for name in self.pipeline.run.accepted_contracts}
+        refusing = [one for one in self.contracts.of(Severity.ERROR) if one.contract_id not in accepted]
+        if not self.fits or refusing:
             return "Blocked"
         return "Warnings" if self.contracts.of(Severity.WARN) or self.warnings else "Ready"
 
@@ -100,6 +102,19 @@ class Preparation:
             validation_tokens=self.encoded["validation"].num_tokens,
             evaluations_per_epoch=self.pipeline.run.training.evaluations_per_epoch,
         )
+
+    def require_contracts(self, *, strict: bool) -> None:
+        """Refuse a run that breaks a contract which its settings do not accept.
+
+        Args:
+            strict: refuse warnings, too.
+
+        Raises:
+            ContractError: names every contract that refuses.
+            ConfigError: an accepted contract does not exist.
+        """
+        accepted = {contract(name).id for name in self.pipeline.run.accepted_contracts}
+        require_no_errors(self.contracts, strict=strict, accepted=accepted)
 
     def require_memory(self) -> None:
         """Refuse a run that does not fit.

@@ -129,13 +129,24 @@ def test_changed_training_data_gives_no_baselines(
 
 def test_texts_that_are_cut_are_counted(command: Command, tiny_base: Path, tmp_path: Path) -> None:
     from qlassify import job
-    from qlassify.errors import ConfigError
+    from qlassify.errors import ConfigError, ContractError
     from tiny_jobs import job_settings
 
     data = write_table(tmp_path / "a.csv", ("text", "label"), make_rows(60))
     settings = job_settings(tiny_base, data, epochs=1)
     settings["model"]["max_length"] = 4
+    with pytest.raises(ContractError, match="C-SEQ-001") as refused:
+        list(job.train(settings, tmp_path / "refused"))
+    assert refused.value.exit_code == 3
+    assert "accepted_contracts=[C-SEQ-001]" in str(refused.value)
+    settings["accepted_contracts"] = ["c-seq-001"]
     list(job.train(settings, tmp_path / "run"))
+    kept = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))
+    assert "C-SEQ-001" in [item["contract_id"] for item in kept["contracts"]["items"]]
+    settings["accepted_contracts"] = ["C-NONE-001"]
+    with pytest.raises(ConfigError, match="no such contract"):
+        list(job.train(settings, tmp_path / "misspelt"))
+    settings["accepted_contracts"] = []
     longer = write_table(
         tmp_path / "b.csv", ("text", "label"), [(f"{text} {text}", label) for text, label in make_rows(9)]
     )

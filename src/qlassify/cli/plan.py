@@ -110,7 +110,6 @@ def _show(
 
 def _refusal(found: list[Prospect], *, strict: bool) -> QlassifyError | None:
     """What ``train`` would end with: for one method its own refusal, for several the first if none could start."""
-    from qlassify.contracts.rule import require_no_errors
     from qlassify.errors import QlassifyError
 
     problems: list[QlassifyError] = []
@@ -119,7 +118,7 @@ def _refusal(found: list[Prospect], *, strict: bool) -> QlassifyError | None:
             if prospect.preparation is None:
                 assert prospect.problem is not None
                 raise prospect.problem
-            require_no_errors(prospect.preparation.contracts, strict=strict)
+            prospect.preparation.require_contracts(strict=strict)
             prospect.preparation.require_memory()
         except QlassifyError as problem:
             problems.append(problem)

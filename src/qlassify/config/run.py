@@ -138,6 +138,8 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = pydantic.Field(default=42, ge=0)
     """The one seed; every random stream is derived from it by name."""
+    accepted_contracts: tuple[str, ...] = ()
+    """Ids of hyper-parameter contracts that the run may break knowingly; they are still told, and stop nothing."""
 
     @property
     def wanted_quant(self) -> QuantConfig | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -130,18 +130,21 @@ class HyperparamDiagnostics:
         }
 
 
-def require_no_errors(diagnostics: HyperparamDiagnostics, *, strict: bool = False) -> None:
+def require_no_errors(
+    diagnostics: HyperparamDiagnostics, *, strict: bool = False, accepted: Collection[str] = ()
+) -> None:
     """Refuse to go on with broken contracts.
 
     Args:
         diagnostics: what a check came to.
         strict: refuse warnings, too.
+        accepted: ids of contracts that are broken knowingly.
 
     Raises:
         ContractError: names every contract that refuses; exit code 3.
     """
     least = Severity.WARN if strict else Severity.ERROR
-    refusing = [item for item in diagnostics.items if item.severity >= least]
+    refusing = [item for item in diagnostics.items if item.severity >= least and item.contract_id not in accepted]
     if not refusing:
         return
     names = ", ".join(item.contract_id for item in refusing)
@@ -149,7 +152,8 @@ def require_no_errors(diagnostics: HyperparamDiagnostics, *, strict: bool = Fals
         f"the settings break {len(refusing)} hyper-parameter contract{'s' if len(refusing) > 1 else ''}",
         where=names,
         got="; ".join(f"{item.contract_id}: {item.message}" for item in refusing),
-        do=" ".join(f"{item.contract_id}: {item.recommendation}." for item in refusing),
+        do=" ".join(f"{item.contract_id}: {item.recommendation}." for item in refusing)
+        + f" If it is meant so: --set 'accepted_contracts=[{names}]'.",
     )
 
 

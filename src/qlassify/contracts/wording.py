@@ -44,7 +44,8 @@ apply (`situation.with_remedy(finding.remedy)`).
 
 A contract whose facts are not known says nothing and is listed among `diagnostics.unchecked`, with the facts that it
 misses. What is known better than by a contract is silenced by its id, `check(situation, silenced={"C-CLIP-001"})`, and
-kept in `diagnostics.silenced`; an error cannot be silenced. What is recommended when nothing is set
+kept in `diagnostics.silenced`; an error cannot be silenced. A run that breaks one knowingly says so in its settings,
+`accepted_contracts=[C-SEQ-001]`: it is told, recorded, and stops nothing. What is recommended when nothing is set
 (`config/recommend.py`) breaks no contract with a warning or an error: a test holds every method and size to that, for
 balanced classes and texts that are not cut.
 
