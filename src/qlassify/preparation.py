@@ -1,7 +1,7 @@
 """Everything that can be known of a run before its weights are loaded: its settings, its tokens, its plan, what the
 contracts and the audit say, and whether it may start.
 
-    data -> sketch of the model -> settings -> tokens -> plan -> audit -> contracts -> verdict
+    data -> sketch of the model -> settings -> tokens -> audit -> plan -> contracts -> verdict
 
 ``train`` and ``plan`` both begin here. Nothing is written and no weight is read, so a run that cannot work ends in a
 second or two and not after the model is in memory.
@@ -170,12 +170,13 @@ def examine(
 ) -> Preparation:
     """Tokenise for a prepared sketch, plan, audit and check; arguments as ``prepare``."""
     encoded = pipeline.encode_dataset(dataset)
-    runtime = runtime_bytes(pipeline.placement.device) if known is None else known.plan.memory.runtime_bytes
-    plan = make_forecast(pipeline, encoded["train"], runtime_bytes=runtime)
     found = None if known is None else known.audit
     if known is None and pipeline.run.data.audit:
         special = pipeline.encoder.num_special_tokens(pair=pipeline.text_pair)
         found = audit(dataset, encoded, special_tokens=special, seed=pipeline.run.seed)
+    # After the audit, whose libraries and leavings are there while the run trains.
+    runtime = runtime_bytes(pipeline.placement.device) if known is None else known.plan.memory.runtime_bytes
+    plan = make_forecast(pipeline, encoded["train"], runtime_bytes=runtime)
     free = pipeline.free_memory_bytes() if memory_bytes is None else max(0, memory_bytes - runtime)
     situation = _situation(pipeline, dataset, encoded["train"], found, free)
     lengths = encoded["train"].lengths + encoded["train"].lost_tokens

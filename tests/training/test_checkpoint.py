@@ -105,7 +105,7 @@ def test_without_any_there_is_none(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "never").latest() == (None, ())
 
 
-@pytest.mark.parametrize("moment", ["write_tensors", "_flush", "rename"])
+@pytest.mark.parametrize("moment", ["write_safetensors", "_flush", "rename"])
 def test_a_crash_while_writing_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

@@ -288,7 +288,7 @@ class TrainingLoop:
         path = store.save(
             Checkpoint(
                 progress=self.progress,
-                trainable=snapshot(self.stepper.optimizer.parameters),
+                trainable={name: p.detach().cpu() for name, p in self.stepper.optimizer.parameters.items()},
                 optimizer=self.stepper.optimizer.state_tensors(),
                 best=self._best,
                 dropout_state=generator_state(self._dropout_generator),
