@@ -20,7 +20,7 @@ from qlassify.planning.plan import Activations, ModelShape, make_plan
 from qlassify.stepwise import StepwisePipeline
 from qlassify.training.loop import Rehearsal
 from tiny_jobs import save_tokenizer
-from tiny_models import save_tiny_model
+from tiny_models import FAMILIES, save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -177,6 +177,7 @@ def test_fewer_tokens_at_once_take_less(bases: dict[str, Path]) -> None:
 def test_the_plan_counts_steps_and_tokens(bases: dict[str, Path]) -> None:
     encoded = texts(13)
     plan = make_forecast(_sketched(bases["bert"], "lora"), encoded, runtime_bytes=99)
+    assert plan.rehearsed
     assert (plan.steps, plan.epochs, plan.tokens) == (2 * 4, 2, 2 * encoded.num_tokens)
     assert plan.memory.runtime_bytes == 99
 
@@ -230,3 +231,12 @@ def test_what_cannot_be_computed_without_values_is_estimated_and_said(
     if method == "lora":
         predicted = min(texts().num_tokens, 2048) * token
         assert held == max(plan.heaviest_tokens * config.num_hidden_layers * token, predicted)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_tested_architecture_is_rehearsed(family: str, tmp_path: Path) -> None:
+    """The rough estimate is for architectures whose values decide; none of these may slip into it unnoticed."""
+    save_tiny_model(family, tmp_path)
+    save_tokenizer(tmp_path)
+    for method in ("lora", "probe"):
+        assert make_forecast(_sketched(tmp_path, method), texts(), runtime_bytes=0).rehearsed

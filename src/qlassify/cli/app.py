@@ -52,7 +52,8 @@ def options(
 CACHED_PRIMITIVES = "32"
 """Compiled matrix products that oneDNN, and torch's layer above it, keep: what a step of one length needs, and little
 more. Nearly every step has another number of tokens, so the thousand that both keep by default are hardly used again,
-and they lie between the tensors: with all-MiniLM-L6-v2 in bf16 a process grew by 6 MB a step."""
+and they lie between the tensors: with all-MiniLM-L6-v2 in bf16 a process grew by 416 MB in 30 steps, by 112 MB with
+these, which also took a tenth less processor time."""
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ OUTPUT = "Output"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", rich_help_panel=OUTPUT)]
+EvalFile = Annotated[Path | None, typer.Option("--eval", help="Rows for choosing weights.", rich_help_panel=READING)]
+TestFile = Annotated[Path | None, typer.Option(help="Rows for the final score.", rich_help_panel=READING)]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse to start when a contract warns.", rich_help_panel=TRAINING)
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlassify.cli import options
-from qlassify.cli.options import MODEL, OUTPUT, READING, TRAINING
+from qlassify.cli.options import MODEL, OUTPUT, TRAINING
 
 if TYPE_CHECKING:
     from qlassify.errors import QlassifyError
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 def plan(
     data: Annotated[Path, typer.Argument(help="Labelled text: CSV, TSV, JSONL or Parquet.")],
-    eval_file: Annotated[
-        Path | None, typer.Option("--eval", help="Rows for choosing weights.", rich_help_panel=READING)
-    ] = None,
-    test: Annotated[Path | None, typer.Option(help="Rows for the final score.", rich_help_panel=READING)] = None,
+    eval_file: options.EvalFile = None,
+    test: options.TestFile = None,
     text: options.TextColumn = None,
     text_pair: options.PairColumn = None,
     label: options.LabelColumn = None,
@@ -45,7 +43,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Load the weights and time a step.", rich_help_panel=OUTPUT)
     ] = True,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)] = None,
+    config: options.ConfigFile = None,
     override: options.Override = None,
     strict: options.Strict = False,
     json: options.Json = False,

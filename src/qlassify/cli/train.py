@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlassify.cli import options
-from qlassify.cli.options import READING, TRAINING
+from qlassify.cli.options import TRAINING
 
 if TYPE_CHECKING:
     from qlassify.job import JobEvent
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[Path | None, typer.Argument(help="Labelled text: CSV, TSV, JSONL or Parquet.")] = None,
-    eval_file: Annotated[
-        Path | None, typer.Option("--eval", help="Rows for choosing weights.", rich_help_panel=READING)
-    ] = None,
-    test: Annotated[Path | None, typer.Option(help="Rows for the final score.", rich_help_panel=READING)] = None,
+    eval_file: options.EvalFile = None,
+    test: options.TestFile = None,
     text: options.TextColumn = None,
     text_pair: options.PairColumn = None,
     label: options.LabelColumn = None,
@@ -41,7 +39,7 @@ def train(
     learning_rate: options.LearningRate = None,
     class_weights: options.ClassWeights = None,
     seed: options.Seed = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings.", rich_help_panel=TRAINING)] = None,
+    config: options.ConfigFile = None,
     override: options.Override = None,
     strict: options.Strict = False,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)] = None,
