@@ -222,7 +222,7 @@ def _report_input(
         method=run["method"],
         training={**run["training"], "seed": run["seed"]},
         data=_data_for_report(data),
-        plan=runs.read_json(folder.file("plan.json")),
+        plan=_plan_for_report(runs.read_json(folder.file("plan.json"))),
         environment=environment,
         metrics=assessment.metrics,
         evaluated_on=assessment.part,
@@ -241,6 +241,11 @@ def _report_input(
         notes=assessment.notes,
         commands=next_commands(folder, data),
     )
+
+
+def _plan_for_report(plan: Mapping[str, Any]) -> dict[str, object]:
+    """What was planned and measured; what contracts warn of stands among the report's notes."""
+    return {key: value for key, value in plan.items() if key != "contracts"}
 
 
 def _data_for_report(data: Mapping[str, Any]) -> dict[str, object]:

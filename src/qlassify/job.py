@@ -327,8 +327,7 @@ def _carry_out(
     training_peak = runs.peak_memory_bytes()
     pipeline.save(folder.model)
     yield SavedEvent(folder.model)
-    warned = tuple(finding.what for finding in preparation.warnings)
-    assessment = assess(pipeline, dataset, encoded, notes=(*notes, *warned))
+    assessment = assess(pipeline, dataset, encoded, notes=(*notes, *preparation.warning_notes))
     measured = {
         "training_seconds": round(training_seconds, 3),
         "training_peak_memory_bytes": training_peak,

@@ -94,6 +94,15 @@ class Preparation:
         findings = () if self.audit is None else self.audit.findings()
         return tuple(finding for finding in findings if finding.severity == WARNING)
 
+    @property
+    def warning_notes(self) -> tuple[str, ...]:
+        """A sentence for each thing that the audit or a contract warns of, for the report."""
+        broken = (item for item in self.contracts.items if item.severity >= Severity.WARN)
+        return (
+            *(finding.what for finding in self.warnings),
+            *(f"{item.contract_id}: {item.message}; recommended: {item.recommendation}." for item in broken),
+        )
+
     def training_seconds(self, rehearsal: Rehearsal) -> float:
         """Wall time of training, as a rehearsed step promises it."""
         return training_seconds(

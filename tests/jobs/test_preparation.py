@@ -19,7 +19,7 @@ from qlassify.errors import ConfigError, ContractError, MemoryPlanError, ModelEr
 from qlassify.job import PlanEvent, read_dataset
 from qlassify.preparation import Preparation, prepare
 from qlassify.prospects import METHODS, Prospect, prospects
-from tiny_jobs import job_settings
+from tiny_jobs import job_settings, make_rows, write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -264,3 +264,18 @@ def test_guards_say_where_there_is_no_ledger(
     events = list(job.train(settings, tmp_path / "run"))
     notes = next(event.notes for event in events if isinstance(event, job.NotesEvent))
     assert any("QLASSIFY_LEDGER=off" in note for note in notes)
+
+
+def test_the_report_tells_contracts_in_sentences(tiny_base: Path, tmp_path: Path) -> None:
+    data = write_table(tmp_path / "a.csv", ("text", "label"), make_rows(60))
+    settings = job_settings(tiny_base, data, epochs=1)
+    list(job.train(settings, tmp_path / "run"))
+    kept = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["contracts"]["items"]
+    warned = [item for item in kept if item["severity"] == "warn"]
+    assert warned
+    notes = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text(encoding="utf-8"))["notes"]
+    page = (tmp_path / "run" / "evaluation" / "report.html").read_text(encoding="utf-8")
+    for item in warned:
+        assert f"{item['contract_id']}: {item['message']}; recommended: {item['recommendation']}." in notes
+        assert item["contract_id"] in page
+    assert "contract_id" not in page
