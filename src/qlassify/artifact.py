@@ -13,6 +13,7 @@ predicts at random, without an error.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 
 from qlassify.config.quant import QuantConfig
 from qlassify.data.tokenise import TextEncoder
-from qlassify.errors import ModelError
+from qlassify.errors import ConfigError, ModelError
+from qlassify.evaluation.decision import DecisionRule
 from qlassify.methods.inject import Attachment, attach
 from qlassify.methods.state import (
     copy_tensors,
@@ -59,6 +61,7 @@ class ClassifierRecord:
         threshold: probability from which a label counts as given (multi-label).
         quantization: the format of the backbone's low-bit weights, or None; quantising again gives the same codes.
         head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
+        decision: how answers are read off the probabilities, beyond ``threshold``; None where nothing else was chosen.
     """
 
     labels: tuple[str, ...]
@@ -72,6 +75,12 @@ class ClassifierRecord:
     threshold: float
     quantization: Mapping[str, Any] | None = None
     head_bias: bool = True
+    decision: Mapping[str, Any] | None = None
+
+    @property
+    def rule(self) -> DecisionRule:
+        """How answers are read off the probabilities."""
+        return DecisionRule(threshold=self.threshold) if self.decision is None else DecisionRule.parse(self.decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,17 @@ def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def replace_classifier(loaded: LoadedClassifier, directory: Path) -> None:
+    """Write a classifier in place of the one in ``directory``, which stays whole until the new one is written."""
+    written, former = (directory.with_name(f"{directory.name}.{state}") for state in ("new", "former"))
+    for leftover in (written, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_classifier(loaded, written)
+    directory.rename(former)
+    written.rename(directory)
+    shutil.rmtree(former)
+
+
 def read_record(directory: Path) -> ClassifierRecord:
     """Read ``classifier.json``.
 
@@ -141,7 +161,9 @@ def read_record(directory: Path) -> ClassifierRecord:
             raise ValueError(f"format is not {FORMAT}")
         settings.pop("qlassify")
         settings["labels"] = tuple(settings["labels"])
-        return ClassifierRecord(**settings)
+        record = ClassifierRecord(**settings)
+        require_fitting(record.rule, len(record.labels))
+        return record
     except FileNotFoundError:
         raise ModelError(
             "no saved classifier here",
@@ -149,8 +171,20 @@ def read_record(directory: Path) -> ClassifierRecord:
             wanted=f"a run folder or a model folder with {RECORD}",
             do="Train one with: qlassify train DATA.",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ModelError("cannot read the saved classifier", where=path, got=error) from None
+
+
+def require_fitting(rule: DecisionRule, num_labels: int) -> None:
+    """Refuse a rule that was made for another number of labels.
+
+    Raises:
+        ValueError: it was.
+    """
+    if rule.thresholds is not None and len(rule.thresholds) != num_labels:
+        raise ValueError(f"{len(rule.thresholds)} thresholds for {num_labels} labels")
+    if rule.positive is not None and num_labels != 2:
+        raise ValueError(f"a positive class among {num_labels} labels")
 
 
 def load_classifier(

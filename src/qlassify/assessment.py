@@ -20,10 +20,12 @@ from qlassify.data.dataset import Dataset, LabelledRows
 from qlassify.data.labels import LabelMap
 from qlassify.data.tokenise import Encoded
 from qlassify.evaluation.baselines import Baseline, TfidfBaseline, majority_baseline
-from qlassify.evaluation.metrics import Metrics, evaluate_predictions
+from qlassify.evaluation.decision import Answer, DecisionRule
+from qlassify.evaluation.decision_scores import DecisionScores, evaluate_answers, score_decisions
+from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.report import ReportInput, render_model_card, render_report
-from qlassify.pipeline import ClassifyPipeline, decide
+from qlassify.pipeline import ClassifyPipeline
 from qlassify.runs import RunFolder
 
 MAX_MISTAKES = 25
@@ -43,7 +45,8 @@ class Assessment:
         baselines: scores of the baselines on the same rows.
         predicting_seconds: wall time of computing the probabilities.
         notes: a sentence, with its number, for each thing a reader should know.
-        threshold: probability from which a label counts as given (multi-label).
+        rule: how the answers were read off the probabilities.
+        decisions: what the rule is worth.
     """
 
     part: str
@@ -54,7 +57,8 @@ class Assessment:
     baselines: tuple[Baseline, ...]
     predicting_seconds: float
     notes: tuple[str, ...]
-    threshold: float
+    rule: DecisionRule
+    decisions: DecisionScores
 
     @property
     def rows_per_second(self) -> float:
@@ -91,14 +95,21 @@ def assess_rows(
     started = time.perf_counter()
     logits = predict_logits(pipeline.trainable.classifier, encoded)
     seconds = time.perf_counter() - started
-    scores = probabilities(logits, multi_label=labels.multi_label)
-    metrics = evaluate_predictions(
-        rows.targets, scores, labels.names, multi_label=labels.multi_label, threshold=settings.threshold
+    rule, multi_label = pipeline.decision, labels.multi_label
+    scores = probabilities(logits, multi_label=multi_label)
+    metrics = evaluate_answers(rule, rows.targets, scores, labels.names, multi_label=multi_label)
+    decisions = score_decisions(
+        rule,
+        scores,
+        probabilities(np.float32(rule.temperature) * logits, multi_label=multi_label),
+        rows.targets,
+        labels.names,
+        multi_label=multi_label,
     )
     baselines: tuple[Baseline, ...] = ()
     if settings.baselines and train is not None:
         baselines = fit_baselines(train, rows, labels, seed=pipeline.run.seed)
-    return Assessment(part, rows, scores, labels, metrics, baselines, seconds, notes, settings.threshold)
+    return Assessment(part, rows, scores, labels, metrics, baselines, seconds, notes, rule, decisions)
 
 
 def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, seed: int) -> tuple[Baseline, ...]:
@@ -118,13 +129,15 @@ def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, 
 def mistakes(assessment: Assessment) -> tuple[Mapping[str, object], ...]:
     """The rows that are wrong, the most confident first (single-label), or with the most wrong labels."""
     labels, corpus, scores = assessment.labels, assessment.rows.corpus, assessment.probabilities
-    predicted = decide(scores, labels, assessment.threshold)
+    rule = assessment.rule.replace(abstain_below=None)
+    predicted = rule.answers(scores, labels)
     if labels.multi_label:
-        wrong = ((scores >= assessment.threshold) != (assessment.rows.targets > 0.5)).sum(axis=1)
+        wrong = (rule.flags(scores) != (assessment.rows.targets > 0.5)).sum(axis=1)
         certainty = wrong + np.abs(scores - 0.5).mean(axis=1)
     else:
-        wrong = scores.argmax(axis=1) != assessment.rows.targets
-        certainty = scores.max(axis=1)
+        answers = rule.classes(scores)
+        wrong = answers != assessment.rows.targets
+        certainty = scores[np.arange(len(scores)), answers]
     indices = np.flatnonzero(wrong)
     indices = indices[np.argsort(-certainty[indices], kind="stable")][:MAX_MISTAKES]
     return tuple(
@@ -139,8 +152,8 @@ def mistakes(assessment: Assessment) -> tuple[Mapping[str, object], ...]:
     )
 
 
-def _joined(label: str | tuple[str, ...]) -> str:
-    return label if isinstance(label, str) else ", ".join(label)
+def _joined(label: Answer) -> str:
+    return label if isinstance(label, str) else ", ".join(label or ())
 
 
 def write_assessment(
@@ -182,17 +195,22 @@ def as_json(assessment: Assessment) -> dict[str, Any]:
         **assessment.metrics.as_dict(),
         "rows_per_second": round(assessment.rows_per_second, 1),
         "baselines": {one.name: one.metrics.as_dict()["values"] for one in assessment.baselines},
+        "decision": assessment.rule.model_dump(mode="json"),
+        "decisions": assessment.decisions.as_dict(),
         "notes": list(assessment.notes),
     }
 
 
 def write_predictions(path: Path, assessment: Assessment) -> None:
-    """One line per scored row: row number, text, true and predicted labels, probability of each label."""
+    """One line per scored row: row number, text, true and predicted labels, probability of each label.
+
+    A row on which the classifier abstains has no predicted label.
+    """
     import polars
 
     corpus = assessment.rows.corpus
-    predicted = decide(assessment.probabilities, assessment.labels, assessment.threshold)
-    listed = [[label] if isinstance(label, str) else list(label) for label in predicted]
+    predicted = assessment.rule.answers(assessment.probabilities, assessment.labels)
+    listed = [[label] if isinstance(label, str) else list(label or ()) for label in predicted]
     columns: dict[str, Any] = {"row": list(corpus.rows), "text": list(corpus.texts)}
     if corpus.pairs is not None:
         columns["text_pair"] = list(corpus.pairs)

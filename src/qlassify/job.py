@@ -325,6 +325,7 @@ def _carry_out(
     yield from _logged(loop, folder, resumed=resumed)
     training_seconds = time.perf_counter() - training_started
     training_peak = runs.peak_memory_bytes()
+    notes = (*notes, *pipeline.calibrate(dataset.validation, encoded["validation"]))
     pipeline.save(folder.model)
     yield SavedEvent(folder.model)
     assessment = assess(pipeline, dataset, encoded, notes=(*notes, *preparation.warning_notes))

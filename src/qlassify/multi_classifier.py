@@ -5,7 +5,7 @@
     several.predict(["a", "b"], adapter=["intent", "topic"])  each text its own, computed together
 
 Ten classifiers of one base model, each loaded by itself, hold the base ten times. Here it is held once, and a
-classifier adds its factors, its head and what it knows of its texts: labels, pooling, maximal length, threshold. All
+classifier adds its factors, its head and what it knows of its texts: labels, pooling, maximal length, decisions. All
 must have been trained on the same weights in the same format; what a classifier computes is then the same as alone.
 
 In a mixed batch the texts of an adapter stand together, so that its low-rank paths run over a range of tokens
@@ -43,13 +43,13 @@ from qlassify.data.merge import merge_rows
 from qlassify.data.packing import PackedBatch
 from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, ModelError
+from qlassify.evaluation.decision import Answer
 from qlassify.evaluation.mixed import mixed_batches
 from qlassify.evaluation.predict import default_token_budget, probabilities
 from qlassify.methods.several import AdapterSet, Segment
 from qlassify.models.classifier import hidden_states
 from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import pool
-from qlassify.pipeline import decide
 
 FloatArray = npt.NDArray[np.float64]
 Names = list[str] | tuple[str, ...]
@@ -61,7 +61,7 @@ class Member:
     """What a classifier has of its own beside its adapter.
 
     Attributes:
-        record: labels, pooling, maximal length, threshold and base model, as they were saved.
+        record: labels, pooling, maximal length, decisions and base model, as they were saved.
         labels: the classes.
         head: the classification head.
         encoder: the tokeniser with the maximal length; members with the same files share it.
@@ -232,7 +232,7 @@ class MultiClassifier:
         pairs: Sequence[str | None] | None = None,
         *,
         adapter: str | Names,
-    ) -> list[str | tuple[str, ...]]:
+    ) -> list[Answer]:
         """The label of each text, or the tuple of its labels where its classifier is multi-label.
 
         Arguments and errors as in ``predict_proba``.
@@ -241,8 +241,7 @@ class MultiClassifier:
         rows = self.predict_proba(texts, pairs, adapter=names)
         members = [self.member(name) for name in names]
         return [
-            decide(row[None], member.labels, member.record.threshold)[0]
-            for member, row in zip(members, rows, strict=True)
+            member.record.rule.answers(row[None], member.labels)[0] for member, row in zip(members, rows, strict=True)
         ]
 
     def _predict_logits(

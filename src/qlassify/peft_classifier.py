@@ -121,6 +121,7 @@ def load_peft_classifier(
         base_sha256=source.sha256(),
         precision=placement.precision,
         threshold=float(found.record.get("threshold", 0.5)),
+        decision=found.record.get("decision"),
         quantization=None if backbone.quant is None else backbone.quant.model_dump(mode="json"),
         head_bias=head.bias is not None,
     )

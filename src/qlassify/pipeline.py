@@ -22,7 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qlassify.artifact import RECORD, ClassifierRecord, LoadedClassifier, load_classifier, model_folder, save_classifier
+from qlassify.artifact import (
+    RECORD,
+    ClassifierRecord,
+    LoadedClassifier,
+    load_classifier,
+    model_folder,
+    replace_classifier,
+    save_classifier,
+)
 from qlassify.config import recommend
 from qlassify.config.classify import ClassifyConfig
 from qlassify.config.files import layer
@@ -30,10 +38,13 @@ from qlassify.config.method import LoraConfig, ProbeConfig
 from qlassify.config.run import DEFAULT_BASE_MODEL, EvaluationConfig, ModelConfig, RunConfig
 from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
-from qlassify.data.labels import LabelMap, build_label_map, label_counts
+from qlassify.data.labels import LabelMap, label_counts, reconcile
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, DataError, ModelError
-from qlassify.evaluation.metrics import Metrics, evaluate_predictions
+from qlassify.evaluation.decision import Answer, DecisionRule, named_sets
+from qlassify.evaluation.decision_fit import fit_decision, plain_rule, require_possible
+from qlassify.evaluation.decision_scores import evaluate_answers
+from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.selection import require_score
 from qlassify.forecasting import make_forecast, runtime_bytes
@@ -78,6 +89,7 @@ class ClassifyPipeline(StepwisePipeline):
     _recommend = False
     _given: LabelMap | None = None
     _named = False
+    _decision: DecisionRule | None = None
 
     @classmethod
     def from_pretrained(
@@ -202,11 +214,12 @@ class ClassifyPipeline(StepwisePipeline):
             ),
             quant=quant,
             method=method,
-            evaluation=EvaluationConfig(threshold=record.threshold),
+            evaluation=EvaluationConfig(threshold=record.threshold if record.multi_label else "auto"),
         )
         pipeline = cls(loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run)
         pipeline.text_pair = record.text_pair
         pipeline.adopt(LabelMap(record.labels, record.multi_label), loaded.classifier, loaded.attachment)
+        pipeline._decision = record.rule
         return pipeline
 
     def fit(
@@ -236,12 +249,13 @@ class ClassifyPipeline(StepwisePipeline):
             None,
             fraction=validation_fraction,
             seed=self.run.seed,
-            labels=self._labels_for(corpus),
+            labels=self._given and reconcile(self._given, corpus, named=self._named),
         )
         self.prepare_for(dataset)
         encoded = self.encode_dataset(dataset)
         self.settle_dense_copies(self.plan(encoded["train"]))
         events = list(self.training_loop(dataset, encoded).run())
+        self.calibrate(dataset.validation, encoded["validation"])
         steps = [event for event in events if isinstance(event, StepEvent)]
         end = next(event for event in events if isinstance(event, TrainingEndEvent))
         return FitResult(
@@ -256,40 +270,15 @@ class ClassifyPipeline(StepwisePipeline):
     def prepare_for(self, dataset: Dataset) -> Trainable:
         """Build method and head for a data set's labels, with recommended settings if none were given."""
         labels = dataset.labels
+        self._decision = None
         self.text_pair = dataset.train.corpus.pairs is not None
         run = self.run
         if self._recommend:
             run = RunConfig.parse(
                 layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset), run.method))
             )
+        require_possible(run.evaluation, labels)
         return self.prepare(labels, run, label_counts(dataset.train.targets, len(labels)))
-
-    def _labels_for(self, corpus: Corpus) -> LabelMap | None:
-        """The classes that were given beforehand, reconciled with a corpus; None when none were given.
-
-        Raises:
-            ConfigError: the corpus has labels that were not given, another number of classes, or several per row.
-        """
-        given = self._given
-        if given is None:
-            return None
-        if corpus.multi_label and not given.multi_label:
-            raise ConfigError(
-                "the data has several labels per text and the configuration one",
-                where=corpus.path,
-                do="Use ClassifyConfig(multi_label=True).",
-            )
-        found = build_label_map(corpus)
-        if set(found.names) <= set(given.names):
-            return given
-        if not self._named and len(found) == len(given):
-            return LabelMap(found.names, given.multi_label)
-        raise ConfigError(
-            "the data has other labels than the configuration",
-            where=corpus.path,
-            got=f"{len(found)} labels: {', '.join(found.names[:10])}",
-            wanted=f"{len(given)} labels" + (f": {', '.join(given.names[:10])}" if self._named else ""),
-        )
 
     def facts(self, dataset: Dataset) -> recommend.Facts:
         """What recommended settings depend on."""
@@ -369,17 +358,51 @@ class ClassifyPipeline(StepwisePipeline):
             stop=stop,
         )
 
+    @property
+    def decision(self) -> DecisionRule:
+        """How answers are read off the probabilities: what the settings say, until something was fitted."""
+        return self._decision or plain_rule(self.run.evaluation, self.labels)
+
+    def abstain_below(self, probability: float | None) -> None:
+        """Give no answer where its probability is below ``probability``; always answer with None or 0.
+
+        Raises:
+            ConfigError: a text may have several labels.
+        """
+        settings = self.run.evaluation.replace(abstain_below=probability or None)
+        require_possible(settings, self.labels)
+        self._decision = self.decision.replace(abstain_below=settings.abstain_below)
+
+    def calibrate(self, rows: LabelledRows, encoded: Encoded) -> tuple[str, ...]:
+        """Choose temperature, thresholds and label sets on rows that were not trained on.
+
+        The head is divided by the temperature, so the logits that the classifier gives from now on are calibrated.
+
+        Returns:
+            A sentence for what could not be chosen.
+
+        Raises:
+            ConfigError: the settings ask for a decision that these labels have no place for.
+        """
+        classifier = self.trainable.classifier
+        fit = fit_decision(
+            predict_logits(classifier, encoded),
+            rows.targets,
+            self.labels,
+            self.run.evaluation,
+            held_temperature=self.decision.temperature,
+        )
+        classifier.head.cool(fit.temperature)
+        self._decision = fit.rule
+        return fit.notes
+
     def score(self, rows: LabelledRows, encoded: Encoded) -> Metrics:
         """Metrics of labelled rows that are tokenised already."""
         return self._metrics(rows, self._probabilities(encoded))
 
     def _metrics(self, rows: LabelledRows, probabilities_NC: npt.NDArray[np.float64]) -> Metrics:
-        return evaluate_predictions(
-            rows.targets,
-            probabilities_NC,
-            self.labels.names,
-            multi_label=self.labels.multi_label,
-            threshold=self.run.evaluation.threshold,
+        return evaluate_answers(
+            self.decision, rows.targets, probabilities_NC, self.labels.names, multi_label=self.labels.multi_label
         )
 
     def evaluate(self, data: LabelledText, *, options: ReadOptions | None = None) -> Metrics:
@@ -413,9 +436,21 @@ class ClassifyPipeline(StepwisePipeline):
             else "Leave the second texts (--text-pair) out.",
         )
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str | tuple[str, ...]]:
-        """The label of each text, or the tuple of its labels when multi-label, in the order of the texts."""
-        return decide(self.predict_proba(texts, pairs), self.labels, self.run.evaluation.threshold)
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Answer]:
+        """The label of each text, or the tuple of its labels when multi-label, in the order of the texts.
+
+        None stands for a text on which the classifier abstains, which it does only if it was told to.
+        """
+        return self.decision.answers(self.predict_proba(texts, pairs), self.labels)
+
+    def predict_sets(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+        """The label set of each text, which holds its label with the promised coverage; the likeliest stands first.
+
+        Raises:
+            ConfigError: the classifier has no label sets.
+        """
+        scores = self.predict_proba(texts, pairs)
+        return named_sets(scores, self.decision.require_sets(scores), self.labels)
 
     def _probabilities(self, encoded: Encoded) -> npt.NDArray[np.float64]:
         logits = predict_logits(self.trainable.classifier, encoded)
@@ -432,6 +467,14 @@ class ClassifyPipeline(StepwisePipeline):
         Raises:
             ConfigError: the adapters were merged; there is no adapter to save.
         """
+        save_classifier(self._saveable(), Path(directory))
+
+    def save_again(self, directory: str | os.PathLike[str]) -> None:
+        """Write the classifier in place of the one in a folder, which stays whole until the new one is written."""
+        replace_classifier(self._saveable(), Path(directory))
+
+    def _saveable(self) -> LoadedClassifier:
+        """The classifier with the record that describes it."""
         trainable = self.trainable
         self.require_unmerged()
         record = ClassifierRecord(
@@ -443,26 +486,14 @@ class ClassifyPipeline(StepwisePipeline):
             base_model=str(self.source.directory) if self.source.kind == "path" else self.source.name,
             base_sha256=self.source.sha256(),
             precision=self.placement.precision,
-            threshold=self.run.evaluation.threshold,
+            threshold=self.decision.threshold,
+            decision=self.decision.model_dump(mode="json"),
             quantization=None if self.backbone.quant is None else self.backbone.quant.model_dump(mode="json"),
             head_bias=trainable.classifier.head.bias is not None,
         )
-        save_classifier(
-            LoadedClassifier(
-                record, trainable.classifier, trainable.attachment, self.encoder, self.source, self.placement
-            ),
-            Path(directory),
+        return LoadedClassifier(
+            record, trainable.classifier, trainable.attachment, self.encoder, self.source, self.placement
         )
-
-
-def decide(
-    probabilities_NC: npt.NDArray[np.float64], labels: LabelMap, threshold: float
-) -> list[str | tuple[str, ...]]:
-    """Labels from probabilities: the first largest, or all that reach the threshold."""
-    names = labels.names
-    if labels.multi_label:
-        return [tuple(name for name, p in zip(names, row, strict=True) if p >= threshold) for row in probabilities_NC]
-    return [names[index] for index in probabilities_NC.argmax(axis=1)]
 
 
 def _corpus(data: LabelledText, options: ReadOptions | None) -> Corpus:

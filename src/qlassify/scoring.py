@@ -19,8 +19,9 @@ from qlassify.data.corpus import read_corpus
 from qlassify.data.dataset import Dataset, label_rows
 from qlassify.data.rows import RowChunk, iter_text_rows
 from qlassify.errors import QlassifyError
+from qlassify.evaluation.decision import Answer, named_sets
 from qlassify.job import read_dataset, read_options, require_same_data, token_notes
-from qlassify.pipeline import ClassifyPipeline, decide
+from qlassify.pipeline import ClassifyPipeline
 from qlassify.runs import RunFolder
 
 CHUNK_ROWS = 2048
@@ -41,15 +42,19 @@ class Prediction:
 
     Attributes:
         row: number of the row in its file, from 1.
-        label: the label, or the tuple of labels when multi-label; empty with an error.
+        label: the label, or the tuple of labels when multi-label; empty with an error; None where the classifier
+            abstains.
         probabilities: (C,) in the order of the labels; empty with an error.
         error: why the row could not be predicted, or None.
+        label_set: the labels of which one is the true one with the promised coverage, the likeliest first; None
+            where nobody asked.
     """
 
     row: int
-    label: str | tuple[str, ...]
+    label: Answer
     probabilities: tuple[float, ...]
     error: str | None = None
+    label_set: tuple[str, ...] | None = None
 
 
 def evaluate_run(
@@ -74,7 +79,7 @@ def evaluate_run(
     """
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
     folder, run = run_of(path)
-    own = {} if run is None else run.data.model_dump(include=set(_READING))
+    own = {} if run is None else run.data.model_dump(include=set(READING))
     settings = DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
     corpus = read_corpus(data, read_options(settings))
     pipeline.require_pairs(corpus.pairs is not None)
@@ -107,7 +112,7 @@ def evaluate_run(
     return Evaluation(assessment, directory)
 
 
-_READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")
+READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")
 
 
 def run_of(path: Path) -> tuple[RunFolder | None, RunConfig | None]:
@@ -131,20 +136,26 @@ def _training_rows(folder: RunFolder | None, run: RunConfig | None) -> tuple[Dat
         return None, (f"The baselines are left out: the training data cannot be used ({error.what}).",)
 
 
-def predict_texts(pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None) -> list[Prediction]:
-    """Predictions for texts at hand, numbered from 1; a blank text has an error."""
+def predict_texts(
+    pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None, *, sets: bool = False
+) -> list[Prediction]:
+    """Predictions for texts at hand, numbered from 1, with label sets if asked for; a blank text has an error."""
     pipeline.require_pairs(pairs is not None)
     blank = [not text.strip() for text in texts]
     kept = [index for index, empty in enumerate(blank) if not empty]
     answers = _answer(
-        pipeline, [texts[i] for i in kept], None if pairs is None else [pairs[i] for i in kept], [i + 1 for i in kept]
+        pipeline,
+        [texts[i] for i in kept],
+        None if pairs is None else [pairs[i] for i in kept],
+        [i + 1 for i in kept],
+        sets=sets,
     )
     errors = [Prediction(index + 1, (), (), "blank text") for index, empty in enumerate(blank) if empty]
     return sorted(answers + errors, key=lambda prediction: prediction.row)
 
 
 def predict_file(
-    pipeline: ClassifyPipeline, path: Path, source: str, reading: Mapping[str, Any]
+    pipeline: ClassifyPipeline, path: Path, source: str, reading: Mapping[str, Any], *, sets: bool = False
 ) -> Iterator[list[Prediction]]:
     """Predictions for a file of any size, chunk by chunk, in the order of its rows.
 
@@ -153,6 +164,7 @@ def predict_file(
         path: the run or model folder it comes from; columns that the run was told by name are the default.
         source: a path, or ``-`` for standard input.
         reading: settings that say how to read it.
+        sets: give label sets, too.
     """
     _, run = run_of(path)
     own = (
@@ -162,7 +174,7 @@ def predict_file(
     options = read_options(DataConfig.parse(settings))
     origin = sys.stdin.buffer if source == "-" else source
     for chunk in iter_text_rows(origin, options, wants_pair=pipeline.text_pair, chunk_rows=CHUNK_ROWS):
-        yield _predict_chunk(pipeline, chunk)
+        yield _predict_chunk(pipeline, chunk, sets=sets)
 
 
 def _has_columns(source: str) -> bool:
@@ -173,19 +185,22 @@ def _has_columns(source: str) -> bool:
     return isinstance(stream, io.BufferedReader) and stream.peek(4096).lstrip()[:1] == b"{"
 
 
-def _predict_chunk(pipeline: ClassifyPipeline, chunk: RowChunk) -> list[Prediction]:
-    answers = _answer(pipeline, chunk.texts, chunk.pairs, chunk.rows)
+def _predict_chunk(pipeline: ClassifyPipeline, chunk: RowChunk, *, sets: bool) -> list[Prediction]:
+    answers = _answer(pipeline, chunk.texts, chunk.pairs, chunk.rows, sets=sets)
     errors = [Prediction(rejection.row, (), (), rejection.reason) for rejection in chunk.rejections]
     return sorted(answers + errors, key=lambda prediction: prediction.row)
 
 
 def _answer(
-    pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None, rows: Sequence[int]
+    pipeline: ClassifyPipeline, texts: Sequence[str], pairs: Sequence[str] | None, rows: Sequence[int], *, sets: bool
 ) -> list[Prediction]:
     if not texts:
         return []
     scores = pipeline.predict_proba(texts, pairs)
-    decided = decide(scores, pipeline.labels, pipeline.run.evaluation.threshold)
+    rule = pipeline.decision
+    answers = rule.answers(scores, pipeline.labels)
+    named = named_sets(scores, rule.require_sets(scores), pipeline.labels) if sets else [None] * len(rows)
     return [
-        Prediction(row, label, tuple(values)) for row, label, values in zip(rows, decided, scores.tolist(), strict=True)
+        Prediction(row, answer, tuple(values), label_set=label_set)
+        for row, answer, values, label_set in zip(rows, answers, scores.tolist(), named, strict=True)
     ]

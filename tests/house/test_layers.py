@@ -36,6 +36,7 @@ LAYERS = {
         "prospects",
         "job",
         "scoring",
+        "calibrating",
         "auditing",
         "assessment",
         "artifact",

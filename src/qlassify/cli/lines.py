@@ -25,19 +25,27 @@ class Total:
     rejected: int
 
 
-def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[str]) -> Total:
-    """Write predictions to standard output as they come; one line per input row, in order."""
+def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[str], *, sets: bool = False) -> Total:
+    """Write predictions to standard output as they come; one line per input row, in order.
+
+    Args:
+        chunks: the predictions.
+        form: one of ``FORMATS``.
+        names: of the classes.
+        sets: whether each prediction has a label set.
+    """
     rows = rejected = 0
     writer: Any = None
     if form in ("csv", "tsv"):
         writer = csv.writer(sys.stdout, delimiter="," if form == "csv" else "\t", lineterminator="\n")
-        writer.writerow(["row", "label", "probability", "error", *(f"p({name})" for name in names)])
+        probabilities = [f"p({name})" for name in names]
+        writer.writerow(["row", "label", "probability", "error", *probabilities, *(["label_set"] if sets else [])])
     for chunk in chunks:
         for prediction in chunk:
             rows += 1
             rejected += prediction.error is not None
             if writer is not None:
-                writer.writerow(_cells(prediction))
+                writer.writerow(_cells(prediction, names, sets=sets))
                 continue
             opening = ("[\n" if rows == 1 else ",\n") if form == "json" else ""
             print(opening + json.dumps(_record(prediction, names), ensure_ascii=False), end="" if opening else "\n")
@@ -62,41 +70,62 @@ def _record(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
     if prediction.error is not None:
         return {"row": prediction.row, "error": prediction.error}
     scores = {name: round(value, 6) for name, value in zip(names, prediction.probabilities, strict=True)}
+    if isinstance(prediction.label, tuple):
+        return {"row": prediction.row, "labels": list(prediction.label), "probabilities": scores}
+    record: dict[str, Any] = {"row": prediction.row, "label": prediction.label}
+    record["probability"] = round(probability_of(prediction, names), 6)
+    if prediction.label_set is not None:
+        record["label_set"] = list(prediction.label_set)
+    return {**record, "probabilities": scores}
+
+
+def probability_of(prediction: Prediction, names: Sequence[str]) -> float:
+    """The probability of the label, or of the likeliest one where the classifier abstains."""
     if isinstance(prediction.label, str):
-        best = round(max(prediction.probabilities), 6)
-        return {"row": prediction.row, "label": prediction.label, "probability": best, "probabilities": scores}
-    return {"row": prediction.row, "labels": list(prediction.label), "probabilities": scores}
+        return prediction.probabilities[names.index(prediction.label)]
+    return max(prediction.probabilities)
 
 
-def _cells(prediction: Prediction) -> list[Any]:
-    """One line of CSV; several labels are separated by a vertical bar."""
-    label = prediction.label if isinstance(prediction.label, str) else "|".join(prediction.label)
-    best = f"{max(prediction.probabilities):.6f}" if prediction.probabilities else ""
+def _cells(prediction: Prediction, names: Sequence[str], *, sets: bool) -> list[Any]:
+    """One line of CSV; several labels are separated by a vertical bar, and an abstention is an empty cell."""
+    label = prediction.label if isinstance(prediction.label, str) else "|".join(prediction.label or ())
+    best = f"{probability_of(prediction, names):.6f}" if prediction.probabilities else ""
     return [
         prediction.row,
         label,
         best,
         prediction.error or "",
         *(f"{value:.6f}" for value in prediction.probabilities),
+        *([""] * (len(names) - len(prediction.probabilities)) if sets else []),
+        *(["|".join(prediction.label_set or ())] if sets else []),
     ]
 
 
-def show_predictions(predictions: list[Prediction], texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+def show_predictions(
+    predictions: list[Prediction], texts: Sequence[str], pairs: Sequence[str] | None, names: Sequence[str]
+) -> None:
     """A table for a person."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    columns = ["label", "probability", *(["label set"] if any(one.label_set for one in predictions) else []), "text"]
     table = Table(box=None, pad_edge=False)
-    for name in ("label", "probability", "text"):
+    for name in columns:
         table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")
     for index, prediction in enumerate(predictions):
         shown = texts[index] if pairs is None else f"{texts[index]} | {pairs[index]}"
-        if prediction.error is not None:
-            label, share = f"({prediction.error})", ""
-        else:
-            single = isinstance(prediction.label, str)
-            label = str(prediction.label) if single else ", ".join(prediction.label) or "(none)"
-            share = f"{100 * max(prediction.probabilities):.1f} %"
-        table.add_row(Text(label, style="bold"), share, Text(shown))
+        share = f"{100 * probability_of(prediction, names):.1f} %" if prediction.probabilities else ""
+        cells = [Text(_shown_label(prediction), style="bold"), Text(share)]
+        cells += [Text(", ".join(prediction.label_set or ()))] if len(columns) > 3 else []
+        table.add_row(*cells, Text(shown))
     Console().print(table)
+
+
+def _shown_label(prediction: Prediction) -> str:
+    """The answer in a table; in brackets where there is none."""
+    if prediction.error is not None:
+        return f"({prediction.error})"
+    if isinstance(prediction.label, tuple):
+        return ", ".join(prediction.label) or "(none)"
+    return prediction.label if prediction.label is not None else "(abstains)"

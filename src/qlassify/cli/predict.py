@@ -32,6 +32,18 @@ def predict(
         str | None,
         typer.Option(help="What to write: jsonl (default), csv, tsv or json (one document).", rich_help_panel="Output"),
     ] = None,
+    sets: Annotated[
+        bool,
+        typer.Option(
+            "--sets",
+            help="Also a set of labels that holds the true one with the promised coverage.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(help="No answer where its probability is below this.", rich_help_panel="Output", min=0, max=1),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -48,15 +60,17 @@ def predict(
     form = "json" if json else output
     lines.check_form(form or "jsonl")
     pipeline = ClassifyPipeline.load(run, device=device or "auto", base=base)
+    if abstain_below is not None:
+        pipeline.abstain_below(abstain_below)
     if text is not None:
-        predictions = scoring.predict_texts(pipeline, text, text_pair)
+        predictions = scoring.predict_texts(pipeline, text, text_pair, sets=sets)
         if form is not None or not sys.stdout.isatty():
-            lines.write_lines(iter([predictions]), form or "jsonl", pipeline.labels.names)
+            lines.write_lines(iter([predictions]), form or "jsonl", pipeline.labels.names, sets=sets)
         else:
-            lines.show_predictions(predictions, text, text_pair)
+            lines.show_predictions(predictions, text, text_pair, pipeline.labels.names)
         return
     reading = options.given(text=text_column, text_pair=text_pair_column, header=header, format=format)
-    chunks = scoring.predict_file(pipeline, run, source or "-", reading)
-    total = lines.write_lines(chunks, form or "jsonl", pipeline.labels.names)
+    chunks = scoring.predict_file(pipeline, run, source or "-", reading, sets=sets)
+    total = lines.write_lines(chunks, form or "jsonl", pipeline.labels.names, sets=sets)
     if not quiet:
         print(f"{total.rows} rows predicted, {total.rejected} rejected", file=sys.stderr)

@@ -118,10 +118,34 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How predictions are scored."""
+    """How probabilities become answers, and how the answers are scored."""
 
-    threshold: float = pydantic.Field(default=0.5, gt=0, lt=1)
-    """Probability from which a label counts as given (multi-label)."""
+    threshold: Literal["auto"] | float = "auto"
+    """Several labels per text: the probability from which a label is given; auto chooses one per label on the
+    validation rows. With a positive class: its probability from which it is the answer; auto follows the costs."""
+    calibrate: bool = True
+    """After training, divide the logits by the temperature that suits the validation rows, and choose thresholds and
+    label sets on them."""
+    coverage: float | None = pydantic.Field(default=0.9, gt=0, lt=1)
+    """Share of the label sets that are to hold the true class (one label per text); no sets when null."""
+    abstain_below: float | None = pydantic.Field(default=None, gt=0, le=1)
+    """Give no answer where its probability is below this (one label per text)."""
+    positive: str | None = None
+    """The class that matters, of two; it makes the answer depend on a threshold or on costs."""
+    false_positive_cost: float = pydantic.Field(default=1.0, gt=0)
+    """What it costs to answer with the positive class where it is wrong."""
+    false_negative_cost: float = pydantic.Field(default=1.0, gt=0)
+    """What it costs to miss the positive class."""
+
+    @pydantic.field_validator("threshold", mode="before")
+    @classmethod
+    def _threshold_is_a_probability(cls, value: Any) -> Any:
+        try:
+            if value == "auto" or 0 < float(value) < 1:
+                return value
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("it should be auto, or greater than 0 and less than 1")
     baselines: bool = True
     """Score the majority class and TF-IDF + logistic regression beside the model."""
 

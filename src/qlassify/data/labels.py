@@ -144,6 +144,36 @@ def build_label_map(corpus: Corpus) -> LabelMap:
     return LabelMap(tuple(names), corpus.multi_label)
 
 
+def reconcile(given: LabelMap, corpus: Corpus, *, named: bool) -> LabelMap:
+    """The classes that were given beforehand, held against those of a corpus.
+
+    Args:
+        given: the classes that were given.
+        corpus: labelled rows.
+        named: whether their names were given, too; if not, the corpus names them.
+
+    Raises:
+        ConfigError: the corpus has labels that were not given, another number of classes, or several per row.
+    """
+    if corpus.multi_label and not given.multi_label:
+        raise ConfigError(
+            "the data has several labels per text and the configuration one",
+            where=corpus.path,
+            do="Use ClassifyConfig(multi_label=True).",
+        )
+    found = build_label_map(corpus)
+    if set(found.names) <= set(given.names):
+        return given
+    if not named and len(found) == len(given):
+        return LabelMap(found.names, given.multi_label)
+    raise ConfigError(
+        "the data has other labels than the configuration",
+        where=corpus.path,
+        got=f"{len(found)} labels: {', '.join(found.names[:10])}",
+        wanted=f"{len(given)} labels" + (f": {', '.join(given.names[:10])}" if named else ""),
+    )
+
+
 def label_counts(targets: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
     """How many rows have each class: (num_classes,), from class numbers (N,) or flags (N, num_classes)."""
     if targets.ndim == 2:

@@ -97,6 +97,7 @@ def evaluate_predictions(
     *,
     multi_label: bool,
     threshold: float | NDArray[Any] = 0.5,
+    predicted: NDArray[np.int64] | None = None,
 ) -> Metrics:
     """Score ``probabilities`` against ``targets``.
 
@@ -107,6 +108,7 @@ def evaluate_predictions(
         multi_label: which of the two tasks it is.
         threshold: multi-label only: a label is predicted where its probability is at least this; one number, or one
             per label (K,).
+        predicted: single-label only: the decided classes (N,); the most probable ones when None.
 
     Raises:
         DataError: no rows, shapes that do not fit together, a probability that is none, a target outside the map.
@@ -114,12 +116,14 @@ def evaluate_predictions(
     probabilities = _checked_probabilities(np.asarray(probabilities), names, rows_sum_to_one=not multi_label)
     if multi_label:
         return _evaluate_multi_label(np.asarray(targets), probabilities, names, np.asarray(threshold, np.float64))
-    return _evaluate_single_label(np.asarray(targets), probabilities, names)
+    return _evaluate_single_label(np.asarray(targets), probabilities, names, predicted)
 
 
-def _evaluate_single_label(targets: NDArray[Any], probabilities: FloatArray, names: Sequence[str]) -> Metrics:
+def _evaluate_single_label(
+    targets: NDArray[Any], probabilities: FloatArray, names: Sequence[str], predicted: NDArray[np.int64] | None
+) -> Metrics:
     truth = _checked_classes(targets, probabilities.shape)
-    predicted = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1) if predicted is None else _checked_classes(predicted, probabilities.shape)
     confusion = count_confusions(truth, predicted, len(names))
     scores = scores_of_confusion(confusion)
     bins = reliability_bins(probabilities.max(axis=1), predicted == truth)

@@ -95,7 +95,8 @@ def _record(pipeline: ClassifyPipeline, base: str) -> dict[str, Any]:
         "pooling": pipeline.pooling,
         "max_length": pipeline.encoder.max_length,
         "text_pair": pipeline.text_pair,
-        "threshold": pipeline.run.evaluation.threshold,
+        "threshold": pipeline.decision.threshold,
+        "decision": pipeline.decision.model_dump(mode="json"),
         "quantization": None if quant is None else quant.model_dump(mode="json"),
     }
 

@@ -18,11 +18,11 @@ from qlassify.data.dataset import LabelledRows
 from qlassify.data.packing import micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ModelError, QlassifyError
-from qlassify.evaluation.metrics import evaluate_predictions
+from qlassify.evaluation.decision_scores import evaluate_answers
 from qlassify.evaluation.predict import TOKEN_BUDGETS, probabilities
 from qlassify.export.result import Check
 from qlassify.job import read_dataset, require_same_data
-from qlassify.pipeline import ClassifyPipeline, decide
+from qlassify.pipeline import ClassifyPipeline
 from qlassify.scoring import run_of
 
 Logits = npt.NDArray[np.float32]
@@ -164,17 +164,15 @@ def require_same_tokens(tokenizer: Any, pipeline: ClassifyPipeline, sample: Samp
 
 def compare(library: str, pipeline: ClassifyPipeline, sample: Sample, reference: Logits, written: Logits) -> Check:
     """How far the written classifier's logits and scores are from the classifier's own."""
-    labels, threshold = pipeline.labels, pipeline.run.evaluation.threshold
+    labels, rule = pipeline.labels, pipeline.decision
     first, second = (probabilities(one, multi_label=labels.multi_label) for one in (reference, written))
-    changed = sum(
-        a != b for a, b in zip(decide(first, labels, threshold), decide(second, labels, threshold), strict=True)
-    )
+    changed = sum(a != b for a, b in zip(rule.answers(first, labels), rule.answers(second, labels), strict=True))
     scores: list[float | None] = [None, None]
     if sample.rows is not None:
         scores = [
-            evaluate_predictions(
-                sample.rows.targets, one, labels.names, multi_label=labels.multi_label, threshold=threshold
-            ).values[sample.metric]
+            evaluate_answers(rule, sample.rows.targets, one, labels.names, multi_label=labels.multi_label).values[
+                sample.metric
+            ]
             for one in (first, second)
         ]
     return Check(

@@ -20,7 +20,10 @@ def render(pipeline: ClassifyPipeline, result: ExportResult) -> str:
         f"- Labels: {', '.join(labels.names)}",
     ]
     if labels.multi_label:
-        facts.append(f"- A label is given from a probability of {pipeline.run.evaluation.threshold:g}")
+        given = pipeline.decision.label_thresholds(len(labels)).tolist()
+        told = ", ".join(f"{name} {one:.3g}" for name, one in zip(labels.names, given, strict=True))
+        same = len(set(given)) == 1
+        facts.append(f"- A label is given from a probability of {f'{given[0]:.3g}' if same else told}")
     lines = [
         "# A text classifier",
         "",

@@ -26,11 +26,15 @@ def _texts(pipeline: ClassifyPipeline) -> str:
 def _decision(pipeline: ClassifyPipeline, logits: str, names: str) -> str:
     if not pipeline.labels.multi_label:
         return f"print([{names}[index] for index in {logits}.argmax(1).tolist()])\n"
-    threshold = pipeline.run.evaluation.threshold
     return (
-        f"given = ({logits}.sigmoid() >= {threshold}).tolist()\n"
+        f"given = ({logits}.sigmoid() >= torch.tensor({thresholds(pipeline)})).tolist()\n"
         f"print([[{names}[index] for index, on in enumerate(row) if on] for row in given])\n"
     )
+
+
+def thresholds(pipeline: ClassifyPipeline) -> list[float]:
+    """From which probability each label is given, to six digits."""
+    return [round(one, 6) for one in pipeline.decision.label_thresholds(len(pipeline.labels)).tolist()]
 
 
 def _tokens(pipeline: ClassifyPipeline, kind: str = "pt") -> str:
@@ -127,9 +131,8 @@ def onnx(pipeline: ClassifyPipeline) -> str:
         if pipeline.labels.multi_label
         else "print([labels[index] for index in logits.argmax(1)])\n"
     )
-    threshold = pipeline.run.evaluation.threshold
     shift = (
-        f"shift = np.log({threshold} / (1 - {threshold}))  # the logit at which the probability is {threshold}\n"
+        f"shift = np.log(1 / (1 / np.array({thresholds(pipeline)}) - 1))  # the logits from which labels are given\n"
         if pipeline.labels.multi_label
         else ""
     )

@@ -50,6 +50,12 @@ class ClassificationHead(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(num_classes, dtype=dtype)) if bias else None
 
+    def cool(self, temperature: float) -> None:
+        """Divide all future logits by ``temperature``, by dividing weight and bias."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.div_(temperature)
+
     def forward(self, vectors_BH: Tensor) -> Tensor:
         """(B, H) -> (B, C), in the head's own precision."""
         return nn.functional.linear(vectors_BH.to(self.weight.dtype), self.weight, self.bias)
