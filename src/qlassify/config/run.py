@@ -126,7 +126,7 @@ class EvaluationConfig(Section):
     calibrate: bool = True
     """After training, divide the logits by the temperature that suits the validation rows, and choose thresholds and
     label sets on them."""
-    coverage: float | None = pydantic.Field(default=0.9, gt=0, lt=1)
+    coverage: float | None = pydantic.Field(default=0.95, gt=0, lt=1)
     """Share of the label sets that are to hold the true class (one label per text); no sets when null."""
     abstain_below: float | None = pydantic.Field(default=None, gt=0, le=1)
     """Give no answer where its probability is below this (one label per text)."""
@@ -146,6 +146,7 @@ class EvaluationConfig(Section):
         except (TypeError, ValueError):
             pass
         raise ValueError("it should be auto, or greater than 0 and less than 1")
+
     baselines: bool = True
     """Score the majority class and TF-IDF + logistic regression beside the model."""
 

@@ -119,7 +119,7 @@ class DecisionRule(Section):
             raise ConfigError(
                 "this classifier has no label sets",
                 wanted="one label per text, and validation rows to choose a coverage on",
-                do="Make them with: qlassify calibrate RUN DATA --coverage 0.9",
+                do="Make them with: qlassify calibrate RUN DATA --coverage 0.95",
             )
         return sets
 

@@ -124,7 +124,7 @@ def fit_decision(
     if len(targets) < MIN_ROWS:
         told = f"Probabilities are not calibrated: {len(targets)} validation rows are fewer than {MIN_ROWS}."
         return DecisionFit(plain, 1.0, (told,))
-    temperature = fit_temperature(logits_NC, targets, multi_label=labels.multi_label)
+    temperature = fit_temperature(logits_NC, targets, multi_label=labels.multi_label, held_temperature=held_temperature)
     scores = probabilities(np.float32(1 / temperature) * logits_NC, multi_label=labels.multi_label)
     rule = plain.replace(temperature=held_temperature * temperature, fitted_rows=len(targets))
     if labels.multi_label:

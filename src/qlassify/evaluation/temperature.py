@@ -25,22 +25,25 @@ LARGEST_TEMPERATURE = 20.0
 """Temperatures are sought between its inverse and itself."""
 
 
-def fit_temperature(logits_NC: NDArray[Any], targets: NDArray[Any], *, multi_label: bool) -> float:
+def fit_temperature(
+    logits_NC: NDArray[Any], targets: NDArray[Any], *, multi_label: bool, held_temperature: float = 1.0
+) -> float:
     """The temperature that makes ``targets`` most likely.
 
     Args:
         logits_NC: (N, C) logits of rows that were not trained on.
         targets: (N,) class indices, or (N, C) 0/1 when multi-label; then all N * C decisions share one temperature.
         multi_label: which of the two.
+        held_temperature: what the logits were divided by already; the prior is on the product of both.
 
     Returns:
-        T in [1 / 20, 20]; 1.0 for no rows.
+        T such that T * ``held_temperature`` is in [1 / 20, 20]; 1.0 for no rows.
     """
     if not len(logits_NC):
         return 1.0
     from scipy.optimize import minimize_scalar
 
-    logits = np.asarray(logits_NC, np.float64)
+    logits = np.asarray(logits_NC, np.float64) * held_temperature
 
     def posterior(log_temperature: float) -> float:
         scaled = logits * math.exp(-log_temperature)
@@ -49,7 +52,7 @@ def fit_temperature(logits_NC: NDArray[Any], targets: NDArray[Any], *, multi_lab
     bound = math.log(LARGEST_TEMPERATURE)
     # The default tolerance (1e-5 in log T) is far below what N rows can tell.
     found = minimize_scalar(posterior, bounds=(-bound, bound), method="bounded")
-    return float(math.exp(found.x))
+    return float(math.exp(found.x)) / held_temperature
 
 
 def _negative_log_likelihood(logits: NDArray[np.float64], targets: NDArray[Any], multi_label: bool) -> float:
