@@ -99,11 +99,11 @@ def slice_scores(
     if multi_label:
         truth, known = known_labels(targets, (len(targets), num_classes))
         taken = predicted.astype(np.bool_) & known
-        counted = known.any(axis=1)
+        counted = np.asarray(known.any(axis=1))
     else:
         truth, taken = (np.equal.outer(classes, np.arange(num_classes)) for classes in (targets, predicted))
         counted = np.ones(len(targets), np.bool_)
-    right = np.equal(truth, taken).all(axis=1)
+    right = np.asarray((truth == taken).all(axis=1))
     share_of_all = float(right[counted].mean()) if counted.any() else 0.0
     chosen = ((group, group.rows[counted[group.rows]]) for group in groups)
     return tuple(
