@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +35,7 @@ from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedSt
 if TYPE_CHECKING:
     from qlassify.assessment import Assessment
     from qlassify.evaluation.intervals import Interval
+    from qlassify.evaluation.metrics import Metrics
 
 MAX_SHOWN_CLASSES = 12
 """Classes in the terminal's per-class table; the report has all of them."""
@@ -272,14 +273,18 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     main = main_score(metrics)[0]
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_column(f"95 % of {main.replace('_', ' ')}", justify="right")
-    table.add_row(
-        Text("this model", style="bold"),
-        *(_number(metrics.values.get(name)) for name in columns),
-        _interval(assessment.intervals.get(main)),
-    )
+        if name == main:
+            table.add_column("95 % interval", justify="right")
+
+    def cells(scored: Metrics, interval: str) -> Iterator[str]:
+        for name in columns:
+            yield _number(scored.values.get(name))
+            if name == main:
+                yield interval
+
+    table.add_row(Text("this model", style="bold"), *cells(metrics, _interval(assessment.intervals.get(main))))
     for baseline in assessment.baselines:
-        table.add_row(baseline.name, *(_number(baseline.metrics.values.get(name)) for name in columns), "")
+        table.add_row(baseline.name, *cells(baseline.metrics, ""))
     console.print()
     console.print(table)
     agreement = kappa_words(metrics.values.get("cohens_kappa"))
@@ -304,7 +309,7 @@ def _print_slices(console: Console, assessment: Assessment) -> None:
         return
     share = "every label right" if assessment.labels.multi_label else "accuracy"
     table = Table(title="slices, worst first", title_justify="left", title_style="bold")
-    for name in ("column", "value", "rows", share, "95 %", "gap", "macro f1"):
+    for name in ("column", "value", "rows", share, "95 % interval", "gap", "macro f1"):
         table.add_column(name, justify="left" if name in ("column", "value") else "right")
     ranked = sorted(assessment.slices, key=lambda one: one.gap)
     for one in ranked[:MAX_SHOWN_SLICES]:
