@@ -280,6 +280,8 @@ def _report_input(
         examples=mistakes(assessment),
         notes=assessment.notes,
         commands=next_commands(folder, data),
+        intervals=assessment.intervals,
+        slices=assessment.slices,
     )
 
 

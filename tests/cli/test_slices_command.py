@@ -102,6 +102,23 @@ def test_a_score_that_hides_a_class_is_told(command: Command, finished_run: Path
     assert any("1 class is never found" in note and "'tool' (12 rows)" in note for note in record["notes"])
 
 
+def test_training_ends_with_it_as_well(command: Command, tiny_base: Path, tmp_path: Path) -> None:
+    """Too short and too slow to learn anything: 80 rows of one class are all that is found."""
+    rows = [(text, "rare" if label == "tool" else "common") for text, label in make_rows(120, seed=2)]
+    data = write_table(tmp_path / "a.csv", ("text", "label"), rows)
+    settings = job_settings(tiny_base, data, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9)
+    settings["data"]["eval"] = str(
+        write_table(tmp_path / "b.csv", ("text", "label"), [*rows[:40], ("a fig", "common")])
+    )
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    done = command("train", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run", "--quiet")
+    assert done.code == 0, done.err
+    notes = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["notes"]
+    told = [line.split(None, 1)[1] for line in done.out.splitlines() if line.startswith("note")]
+    assert told
+    assert set(told) <= set(notes)
+
+
 def test_multi_label_has_subset_accuracy_and_micro_f1(command: Command, tiny_base: Path, tmp_path: Path) -> None:
     from qlassify import job
     from tiny_jobs import make_multi_label_rows

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from qlassify.config.method import ProbeConfig
 from qlassify.contracts.rule import Severity
+from qlassify.evaluation.minority import minority_notes
 from qlassify.evaluation.wording import kappa_words, main_score
 from qlassify.job import (
     DatasetEvent,
@@ -213,6 +214,8 @@ class TrainView:
             print(json.dumps(record, ensure_ascii=False))
             return
         print_assessment(self.console, event.assessment)
+        for note in minority_notes(event.assessment.metrics):  # the other notes were told before training
+            self._line("note", note)
         self.console.print(
             f"{event.measured['training_seconds']:.0f} s of training, {event.seconds:.0f} s in all, "
             f"peak memory {human_bytes(event.measured['peak_memory_bytes'])}"
