@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ from qlassify.data.tokenise import Encoded
 from qlassify.evaluation.baselines import Baseline, TfidfBaseline, majority_baseline
 from qlassify.evaluation.decision import Answer, DecisionRule
 from qlassify.evaluation.decision_scores import DecisionScores, evaluate_answers, score_decisions
-from qlassify.evaluation.metrics import Metrics
+from qlassify.evaluation.intervals import Interval, multi_label_intervals, single_label_intervals
+from qlassify.evaluation.metrics import Metrics, known_labels
+from qlassify.evaluation.minority import minority_notes
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.report import ReportInput, render_model_card, render_report
+from qlassify.evaluation.slices import SliceScores, row_groups, slice_scores
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.runs import RunFolder
+from qlassify.seeding import numpy_generator
 
 MAX_MISTAKES = 25
 """Mistakes that the report shows, the most confident first."""
@@ -47,6 +51,8 @@ class Assessment:
         notes: a sentence, with its number, for each thing a reader should know.
         rule: how the answers were read off the probabilities.
         decisions: what the rule is worth.
+        intervals: 95 % intervals of some of the scores, by their names in ``metrics.values``.
+        slices: scores by length of the texts and by the columns that were asked for.
     """
 
     part: str
@@ -59,6 +65,8 @@ class Assessment:
     notes: tuple[str, ...]
     rule: DecisionRule
     decisions: DecisionScores
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    slices: tuple[SliceScores, ...] = ()
 
     @property
     def rows_per_second(self) -> float:
@@ -109,7 +117,38 @@ def assess_rows(
     baselines: tuple[Baseline, ...] = ()
     if settings.baselines and train is not None:
         baselines = fit_baselines(train, rows, labels, seed=pipeline.run.seed)
-    return Assessment(part, rows, scores, labels, metrics, baselines, seconds, notes, rule, decisions)
+    predicted = rule.flags(scores) if multi_label else rule.classes(scores)
+    return Assessment(
+        part,
+        rows,
+        scores,
+        labels,
+        metrics,
+        baselines,
+        seconds,
+        (*notes, *minority_notes(metrics)),
+        rule,
+        decisions,
+        intervals=_intervals(metrics, rows, predicted, seed=pipeline.run.seed),
+        slices=slice_scores(
+            rows.targets,
+            predicted,
+            row_groups(encoded.lengths, encoded.lost_tokens, rows.corpus.extra),
+            multi_label=multi_label,
+            num_classes=len(labels),
+        ),
+    )
+
+
+def _intervals(
+    metrics: Metrics, rows: LabelledRows, predicted: npt.NDArray[Any], *, seed: int
+) -> Mapping[str, Interval]:
+    """Intervals of the scores of decisions; ``predicted`` (N, C) is looked at for multi-label only."""
+    generator = numpy_generator(seed, "bootstrap")
+    if metrics.confusion is not None:
+        return single_label_intervals(np.array(metrics.confusion), generator)
+    truth, known = known_labels(rows.targets, predicted.shape)
+    return multi_label_intervals(truth, predicted, known, generator)
 
 
 def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, seed: int) -> tuple[Baseline, ...]:
@@ -193,6 +232,8 @@ def as_json(assessment: Assessment) -> dict[str, Any]:
     return {
         "evaluated_on": assessment.part,
         **assessment.metrics.as_dict(),
+        "intervals": {name: [one.low, one.high] for name, one in assessment.intervals.items()},
+        "slices": [one.as_dict() for one in assessment.slices],
         "rows_per_second": round(assessment.rows_per_second, 1),
         "baselines": {one.name: one.metrics.as_dict()["values"] for one in assessment.baselines},
         "decision": assessment.rule.model_dump(mode="json"),
@@ -258,6 +299,8 @@ def _report_input(
         examples=mistakes(assessment),
         notes=assessment.notes,
         commands=next_commands(folder, data),
+        intervals=assessment.intervals,
+        slices=assessment.slices,
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from qlassify.config import recommend
 from qlassify.config.files import layer, read_settings, write_settings
 from qlassify.config.method import ProbeConfig
 from qlassify.config.run import DataConfig, RunConfig
-from qlassify.data.corpus import ReadOptions, read_corpus
+from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, build_dataset
 from qlassify.data.labels import label_counts
 from qlassify.data.stats import DataStats
@@ -213,13 +213,18 @@ def _tell(sentence: str) -> None:
 
 
 def read_dataset(run: RunConfig) -> Dataset:
-    """Read, label and split the files of a run."""
+    """Read, label and split the files of a run; the columns of slices only from the file that is scored."""
     data = run.data
-    options = read_options(data)
+    scored = data.test or data.eval or data.train
+
+    def read(path: str) -> Corpus:
+        options = read_options(data)
+        return read_corpus(path, options if path == scored else replace(options, extra=()))
+
     return build_dataset(
-        read_corpus(data.train, options),
-        None if data.eval is None else read_corpus(data.eval, options),
-        None if data.test is None else read_corpus(data.test, options),
+        read(data.train),
+        None if data.eval is None else read(data.eval),
+        None if data.test is None else read(data.test),
         fraction=data.eval_fraction,
         seed=run.seed,
     )
@@ -235,6 +240,7 @@ def read_options(data: DataConfig) -> ReadOptions:
         header=data.header,
         label_separator=data.label_separator,
         multi_label=data.multi_label,
+        extra=data.slices,
     )
 
 

@@ -42,7 +42,8 @@ def test_wilson_interval_equals_its_closed_form() -> None:
     share = right / rows
     centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    assert wording.accuracy_interval(scored(right, rows)) == pytest.approx((centre - half, centre + half))
+    interval = wording.accuracy_interval(scored(right, rows))
+    assert (interval.low, interval.high) == pytest.approx((centre - half, centre + half))
 
 
 @pytest.mark.parametrize(

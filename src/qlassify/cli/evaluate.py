@@ -19,6 +19,7 @@ def evaluate(
     label_separator: options.LabelSeparator = None,
     header: options.Header = None,
     format: options.Format = None,
+    slices: options.Slices = None,
     base: options.Base = None,
     device: options.Device = None,
     out: Annotated[
@@ -33,7 +34,13 @@ def evaluate(
     from qlassify.cli.show import show_assessment
 
     reading = options.reading_settings(
-        text=text, text_pair=text_pair, label=label, label_separator=label_separator, header=header, format=format
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        label_separator=label_separator,
+        header=header,
+        format=format,
+        slices=slices,
     )
     result = scoring.evaluate_run(run, data, reading, base=base, device=device or "auto", out=out)
     show_assessment(result.assessment, result.directory, as_json=json, quiet=quiet)

@@ -62,6 +62,10 @@ Header = Annotated[
     bool | None, typer.Option("--header/--no-header", help="Whether the file has a header.", rich_help_panel=READING)
 ]
 Format = Annotated[str | None, typer.Option("--format", help="csv, tsv, jsonl or parquet.", rich_help_panel=READING)]
+Slices = Annotated[
+    list[str] | None,
+    typer.Option("--slice", help="Column by whose values to score as well (repeatable).", rich_help_panel=READING),
+]
 
 
 def reading_settings(
@@ -72,10 +76,17 @@ def reading_settings(
     label_separator: str | None,
     header: bool | None,
     format: str | None,
+    slices: list[str] | None = None,
 ) -> dict[str, Any]:
     """The reading flags that were given, as settings of the data section."""
     return given(
-        text=text, text_pair=text_pair, label=label, label_separator=label_separator, header=header, format=format
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        label_separator=label_separator,
+        header=header,
+        format=format,
+        slices=slices or None,
     )
 
 

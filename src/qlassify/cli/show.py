@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,8 @@ from rich.text import Text
 
 from qlassify.config.method import ProbeConfig
 from qlassify.contracts.rule import Severity
+from qlassify.evaluation.minority import minority_notes
+from qlassify.evaluation.wording import kappa_words, main_score
 from qlassify.job import (
     DatasetEvent,
     FinishedEvent,
@@ -33,9 +35,14 @@ from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedSt
 
 if TYPE_CHECKING:
     from qlassify.assessment import Assessment
+    from qlassify.evaluation.intervals import Interval
+    from qlassify.evaluation.metrics import Metrics
 
 MAX_SHOWN_CLASSES = 12
 """Classes in the terminal's per-class table; the report has all of them."""
+
+MAX_SHOWN_SLICES = 12
+"""Slices in the terminal's table; metrics.json has all of them."""
 
 
 class TrainView:
@@ -207,6 +214,8 @@ class TrainView:
             print(json.dumps(record, ensure_ascii=False))
             return
         print_assessment(self.console, event.assessment)
+        for note in minority_notes(event.assessment.metrics):  # the other notes were told before training
+            self._line("note", note)
         self.console.print(
             f"{event.measured['training_seconds']:.0f} s of training, {event.seconds:.0f} s in all, "
             f"peak memory {human_bytes(event.measured['peak_memory_bytes'])}"
@@ -254,7 +263,7 @@ def show_assessment(assessment: Assessment, directory: Path | None, *, as_json: 
 
 
 def print_assessment(console: Console, assessment: Assessment) -> None:
-    """The score table beside the baselines, and the classes, weakest first."""
+    """The score table beside the baselines, the classes, weakest first, and the slices, worst first."""
     metrics = assessment.metrics
     multi_label = metrics.task == "multi_label"
     columns = (
@@ -264,13 +273,27 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     )
     table = Table(title=f"{assessment.part}: {metrics.num_rows} rows", title_justify="left", title_style="bold")
     table.add_column("")
+    main = main_score(metrics)[0]
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_row(Text("this model", style="bold"), *(_number(metrics.values.get(name)) for name in columns))
+        if name == main:
+            table.add_column("95 % interval", justify="right")
+
+    def cells(scored: Metrics, interval: str) -> Iterator[str]:
+        for name in columns:
+            yield _number(scored.values.get(name))
+            if name == main:
+                yield interval
+
+    table.add_row(Text("this model", style="bold"), *cells(metrics, _interval(assessment.intervals.get(main))))
     for baseline in assessment.baselines:
-        table.add_row(baseline.name, *(_number(baseline.metrics.values.get(name)) for name in columns))
+        table.add_row(baseline.name, *cells(baseline.metrics, ""))
     console.print()
     console.print(table)
+    agreement = kappa_words(metrics.values.get("cohens_kappa"))
+    if agreement is not None:
+        kappa = _number(metrics.values["cohens_kappa"])
+        console.print(f"agreement beyond chance: {agreement} (Cohen's kappa {kappa}; Landis and Koch 1977)")
     classes = sorted(metrics.classes, key=lambda one: one.f1)
     table = Table(title="classes, weakest first", title_justify="left", title_style="bold")
     for name in ("label", "precision", "recall", "f1", "rows"):
@@ -280,6 +303,29 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     console.print(table)
     if len(classes) > MAX_SHOWN_CLASSES:
         console.print(f"... and {len(classes) - MAX_SHOWN_CLASSES} more, all in the report")
+    _print_slices(console, assessment)
+
+
+def _print_slices(console: Console, assessment: Assessment) -> None:
+    """The slices, worst first, with their distance from all rows."""
+    if not assessment.slices:
+        return
+    share = "every label right" if assessment.labels.multi_label else "accuracy"
+    table = Table(title="slices, worst first", title_justify="left", title_style="bold")
+    for name in ("column", "value", "rows", share, "95 % interval", "gap", "macro f1"):
+        table.add_column(name, justify="left" if name in ("column", "value") else "right")
+    ranked = sorted(assessment.slices, key=lambda one: one.gap)
+    for one in ranked[:MAX_SHOWN_SLICES]:
+        rows = f"{one.num_rows} (few)" if one.few_rows else str(one.num_rows)
+        scores = (_number(one.accuracy), _interval(one.interval), f"{one.gap:+.4f}", _number(one.macro_f1))
+        table.add_row(Text(one.column), Text(one.value), rows, *scores)
+    console.print(table)
+    if len(ranked) > MAX_SHOWN_SLICES:
+        console.print(f"... and {len(ranked) - MAX_SHOWN_SLICES} more, all in metrics.json")
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
 
 
 def _number(value: float | None) -> str:

@@ -50,6 +50,8 @@ class DataConfig(Section):
     """Several labels per row or exactly one; decided from the data when not given."""
     eval_fraction: float = pydantic.Field(default=0.1, gt=0, le=0.5)
     """Share of the training rows that is held out when ``eval`` is not given."""
+    slices: tuple[str, ...] = ()
+    """Columns of the scored file, by name or number, by whose values the scores are also given."""
     audit: bool = True
     """Look for repeated texts, leaks, damage and doubtful labels before training; nothing is changed by it."""
 

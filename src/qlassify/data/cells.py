@@ -130,6 +130,19 @@ def scalar_name(value: object) -> str:
     return name
 
 
+def carried_value(value: object) -> str | None:
+    """What a column that is only carried along has in a cell, as text; None where the cell is empty, null or NaN.
+
+    Numbers and truth values are spelled as labels are: ``3.0`` is "3", ``True`` is "true". Nothing is rejected.
+    """
+    if isinstance(value, (bool, int, float)):
+        try:
+            return scalar_name(value)
+        except RejectedRow:
+            return None
+    return None if value is None else str(value).strip() or None
+
+
 def _unpack(value: object, separator: str | None, list_cells: bool) -> object:
     """A list if the cell stands for several labels, else the value itself."""
     if not isinstance(value, str) or (separator is None and not list_cells):

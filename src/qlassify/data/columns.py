@@ -107,10 +107,12 @@ def find_columns(
     for name in used:
         if used.count(name) > 1:
             raise DataError(f"column {name!r} is used twice", where=where, wanted="different columns", do=_REMEDY)
+    extra = tuple(dict.fromkeys(_given(names, given, "slice", where) for given in options.extra))
+    for name in (*used, *extra):
         if list(names).count(name) > 1:
             do = "Rename one of them, or pass --no-header with column numbers after removing the header"
             raise DataError(f"several columns are named {name!r}", where=where, got=_listing(names), do=do)
-    return Columns(text=text, text_pair=second, label=label if needs_label else None)
+    return Columns(text=text, text_pair=second, label=label if needs_label else None, extra=extra)
 
 
 def _label_column(names: Sequence[str], given: str | None, where: str, needed: bool) -> str | None:

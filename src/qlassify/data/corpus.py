@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qlassify.data.cells import LabelReader, RejectedRow, clean_text, label_reader
+from qlassify.data.cells import LabelReader, RejectedRow, carried_value, clean_text, label_reader
 from qlassify.data.columns import find_columns
 from qlassify.data.records import READ_DEFAULTS, Columns, ReadOptions, Record, Rejection
 from qlassify.data.tables import open_file
@@ -60,6 +60,8 @@ class Corpus:
     """Of a delimited file: "rfc4180" or "none"."""
     declared_labels: tuple[str, ...] = ()
     """Names that exist even if no row has them: the classes of flag vectors."""
+    extra: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """Columns that were asked for beside texts and labels: name -> value of each kept row, None where missing."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -83,6 +85,7 @@ class Corpus:
             rejections=(),
             total_rows=len(chosen),
             repaired_rows=tuple(row for row in self.repaired_rows if row in present),
+            extra={name: tuple(values[index] for index in chosen) for name, values in self.extra.items()},
         )
 
     def rejection_counts(self) -> dict[str, int]:
@@ -139,6 +142,10 @@ def read_corpus(path: str | os.PathLike[str], options: ReadOptions = READ_DEFAUL
         encoding=table.encoding,
         quoting=table.quoting,
         declared_labels=reader.declared,
+        extra={
+            name: tuple(carried_value(record.extra[place]) for record in kept)
+            for place, name in enumerate(columns.extra)
+        },
     )
     _require_rows(corpus)
     return corpus

@@ -61,6 +61,7 @@ class DelimitedTable:
         text_place = self.names.index(columns.text)
         pair_place = None if columns.text_pair is None else self.names.index(columns.text_pair)
         label_place = None if columns.label is None else self.names.index(columns.label)
+        extra_places = [self.names.index(name) for name in columns.extra]
         for row, raw in enumerate(self._raw_records(), start=0 if self._has_header else 1):
             if row == 0:
                 continue
@@ -73,7 +74,8 @@ class DelimitedTable:
                 repaired = cells != raw.fields
             pair = None if pair_place is None else cells[pair_place]
             label = None if label_place is None else cells[label_place]
-            yield Record(row, cells[text_place], pair, label, None, repaired)
+            extra = tuple(cells[place] for place in extra_places)
+            yield Record(row, cells[text_place], pair, label, None, repaired, extra)
 
     def _raw_records(self) -> Iterator[RawRecord]:
         split = quoted_records if self.quoting == RFC4180 else plain_records

@@ -71,7 +71,8 @@ class JsonTable:
             if label is None and other_label is not None:
                 label = value.get(other_label)
             pair = None if columns.text_pair is None else value.get(columns.text_pair)
-            yield Record(row, value.get(columns.text), pair, label, None, repaired)
+            extra = tuple(value.get(name) for name in columns.extra)
+            yield Record(row, value.get(columns.text), pair, label, None, repaired, extra)
 
 
 def _line_rows(source: TextSource) -> Iterator[tuple[int, dict[str, object] | str, bool]]:

@@ -48,18 +48,22 @@ class ParquetTable:
             DataError: the file is damaged further down.
         """
         row = 0
-        wanted = [name for name in (columns.text, columns.text_pair, columns.label) if name is not None]
+        used = (columns.text, columns.text_pair, columns.label, *columns.extra)
+        wanted = list(dict.fromkeys(name for name in used if name is not None))
         while (batch := self._batch(row, wanted)).height:
             missing = [None] * batch.height
             texts, pairs, labels = (
                 missing if name is None else batch.get_column(name).to_list()
                 for name in (columns.text, columns.text_pair, columns.label)
             )
-            for text, pair, label in zip(texts, pairs, labels, strict=True):
+            carried = [batch.get_column(name).to_list() for name in columns.extra]
+            extras = zip(*carried, strict=True) if carried else iter([()] * batch.height)
+            for text, pair, label, extra in zip(texts, pairs, labels, extras, strict=True):
                 row += 1
                 clean_text, text_repaired = _as_text(text)
                 clean_pair, pair_repaired = _as_text(pair)
-                yield Record(row, clean_text, clean_pair, label, None, text_repaired or pair_repaired)
+                values = tuple(_as_text(cell)[0] for cell in extra)
+                yield Record(row, clean_text, clean_pair, label, None, text_repaired or pair_repaired, values)
 
     def _batch(self, start: int, names: list[str]) -> polars.DataFrame:
         import polars

@@ -1,9 +1,9 @@
 """The words that all readers share: what may be asked of them, and what a row looks like when it leaves them.
 
-Every format is reduced to a ``Table``: column names, and an iterator of ``Record``s with up to three raw values (text,
-second text, label) or a reason why there are none. What comes after (checking texts, reading labels) is written once,
-for all formats. The alternative, one data frame for everything, loses what is needed most when a file is damaged: the
-number of the row and the reason why it could not be read.
+Every format is reduced to a ``Table``: column names, and an iterator of ``Record``s with raw values (text, second text,
+label, and what is carried along) or a reason why there are none. What comes after (checking texts, reading labels) is
+written once, for all formats. The alternative, one data frame for everything, loses what is needed most when a file is
+damaged: the number of the row and the reason why it could not be read.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Columns:
     text: str
     text_pair: str | None
     label: str | None
+    extra: tuple[str, ...] = ()
+    """Columns that are carried along for slices of the scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class ReadOptions:
     """What separates several labels in one cell; giving it makes the corpus multi-label. None: cells are not split."""
     multi_label: bool | None = None
     """Whether a row may have any number of labels. None: yes if any label is a list or a separator is given."""
+    extra: tuple[str, ...] = ()
+    """Columns, by name or number, to carry along beside texts and labels."""
     max_field_chars: int = 1_000_000
     """A row with a longer text, in characters, is rejected."""
 
@@ -84,6 +88,8 @@ class Record(NamedTuple):
     """Set when the row could not be read at all; the values mean nothing then."""
     repaired: bool = False
     """Whether bytes that are not valid in the file's encoding were replaced in one of the values."""
+    extra: tuple[object, ...] = ()
+    """The values of ``Columns.extra``, in that order."""
 
 
 class Table(Protocol):

@@ -25,10 +25,12 @@ from numpy.typing import ArrayLike, NDArray
 from qlassify.errors import DataError
 from qlassify.evaluation.calibration_error import ReliabilityBin, reliability_bins
 from qlassify.evaluation.class_scores import ClassScores, FloatArray
-from qlassify.evaluation.multi_label import average_precisions, multi_label_values, scores_of_decisions
+from qlassify.evaluation.multi_label import multi_label_values, rank_labels, scores_of_decisions
+from qlassify.evaluation.ranking import BoolMatrix, ColumnRanking
 from qlassify.evaluation.single_label import (
     count_confusions,
     largest_confusions,
+    rank_classes,
     scores_of_confusion,
     single_label_values,
 )
@@ -56,7 +58,9 @@ class ClassMetrics:
     predicted: int
     """Rows for which this class was predicted."""
     average_precision: float | None = None
-    """Multi-label only; None where no row has the label."""
+    """Area under the precision-recall steps; None where no row has the class."""
+    roc_auc: float | None = None
+    """Area under the ROC curve, this class against the others; None where no row has it, or every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,9 @@ def evaluate_predictions(
     """Score ``probabilities`` against ``targets``.
 
     Args:
-        targets: single-label: true classes, integers (N,) in [0, K). Multi-label: 0 or 1, (N, K).
+        targets: single-label: true classes, integers (N,) in [0, K). Multi-label: 0 or 1, (N, K); -1 or NaN where it
+            is not known whether the row has the label. Such a cell counts in no score, and a row of nothing else
+            is not counted at all.
         probabilities: (N, K); single-label rows sum to one, multi-label entries are independent.
         names: the K names of the label map, in the order of the columns.
         multi_label: which of the two tasks it is.
@@ -111,7 +117,8 @@ def evaluate_predictions(
         predicted: single-label only: the decided classes (N,); the most probable ones when None.
 
     Raises:
-        DataError: no rows, shapes that do not fit together, a probability that is none, a target outside the map.
+        DataError: no rows, shapes that do not fit together, a probability that is none, a target outside the map, no
+            known target.
     """
     probabilities = _checked_probabilities(np.asarray(probabilities), names, rows_sum_to_one=not multi_label)
     if multi_label:
@@ -126,12 +133,13 @@ def _evaluate_single_label(
     predicted = probabilities.argmax(axis=1) if predicted is None else _checked_classes(predicted, probabilities.shape)
     confusion = count_confusions(truth, predicted, len(names))
     scores = scores_of_confusion(confusion)
+    rankings = rank_classes(truth, probabilities)
     bins = reliability_bins(probabilities.max(axis=1), predicted == truth)
     return Metrics(
         task=SINGLE_LABEL,
         num_rows=len(truth),
-        values=single_label_values(truth, probabilities, predicted, confusion, scores, bins),
-        classes=_class_metrics(names, scores, [None] * len(names)),
+        values=single_label_values(truth, probabilities, predicted, confusion, scores, rankings, bins),
+        classes=_class_metrics(names, scores, rankings),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         top_confusions=largest_confusions(confusion, names),
         reliability=bins,
@@ -143,16 +151,19 @@ def _evaluate_multi_label(
 ) -> Metrics:
     if threshold.shape not in ((), (len(names),)):
         _refuse("one threshold, or one per label", "threshold", got=threshold.shape, wanted=(len(names),))
-    truth = _checked_labels(targets, probabilities.shape)
-    predicted = probabilities >= threshold
+    truth, known = known_labels(targets, probabilities.shape)
+    if not known.all():
+        counted = known.any(axis=1)
+        truth, known, probabilities = truth[counted], known[counted], probabilities[counted]
+    predicted = (probabilities >= threshold) & known
     scores = scores_of_decisions(truth, predicted)
-    average_precision = average_precisions(truth, probabilities)
-    bins = reliability_bins(probabilities, truth)
+    rankings = rank_labels(truth, probabilities, known)
+    bins = reliability_bins(probabilities[known], truth[known])
     return Metrics(
         task=MULTI_LABEL,
         num_rows=len(truth),
-        values=multi_label_values(truth, probabilities, predicted, scores, average_precision, bins),
-        classes=_class_metrics(names, scores, average_precision),
+        values=multi_label_values(truth, probabilities, predicted, known, scores, rankings, bins),
+        classes=_class_metrics(names, scores, rankings),
         confusion=None,
         top_confusions=(),
         reliability=bins,
@@ -160,7 +171,7 @@ def _evaluate_multi_label(
 
 
 def _class_metrics(
-    names: Sequence[str], scores: ClassScores, average_precision: Sequence[float | None]
+    names: Sequence[str], scores: ClassScores, rankings: Sequence[ColumnRanking]
 ) -> tuple[ClassMetrics, ...]:
     return tuple(
         ClassMetrics(
@@ -170,7 +181,8 @@ def _class_metrics(
             f1=float(scores.f1[k]),
             support=int(scores.support[k]),
             predicted=int(scores.predicted[k]),
-            average_precision=average_precision[k],
+            average_precision=rankings[k].average_precision,
+            roc_auc=rankings[k].roc_auc,
         )
         for k, name in enumerate(names)
     )
@@ -219,15 +231,28 @@ def _checked_classes(targets: NDArray[Any], shape: tuple[int, ...]) -> NDArray[n
     return targets.astype(np.int64)
 
 
-def _checked_labels(targets: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Multi-label ``targets`` as booleans (N, K), or a DataError that names the first bad row."""
+def known_labels(targets: NDArray[Any], shape: tuple[int, ...]) -> tuple[BoolMatrix, BoolMatrix]:
+    """Multi-label ``targets`` as two boolean matrices (N, K): the label is true; it is known whether it is.
+
+    Raises:
+        DataError: another shape, another value than 0, 1, -1 and NaN, no known label, or -1 in the place of every 0.
+    """
     if targets.shape != shape:
         _refuse("one 0 or 1 per row and label", "targets", got=targets.shape, wanted=shape)
-    neither = ((targets != 0) & (targets != 1)).any(axis=1)
+    true, minus = targets == 1, targets == -1
+    known = true | (targets == 0)
+    not_a_number = targets != targets  # NaN alone differs from itself, and only a float can be one
+    neither = ~(known | minus | not_a_number).all(axis=1)
     if neither.any():
         row = _first(neither)
-        _refuse("multi-label targets are 0 or 1", f"row {row}", got=targets[row], wanted="0 or 1 per label")
-    return targets.astype(np.bool_)
+        wanted = "0 or 1 per label, -1 or NaN where it is unknown"
+        _refuse("multi-label targets are 0 or 1", f"row {row}", got=targets[row], wanted=wanted)
+    if not known.any():
+        _refuse("no label is known", "targets", got="-1 or NaN throughout", wanted="at least one 0 or 1")
+    if minus.any() and not (targets == 0).any():
+        do = "If -1 means that a row does not have the label, pass 0; if it means that nobody knows, pass NaN."
+        _refuse("a target of -1 is an unknown one, and no label is known to be false", "targets", got="1 and -1", do=do)
+    return true, known
 
 
 def _first(mask: ArrayLike) -> int:

@@ -16,14 +16,16 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlassify.evaluation import wording
 from qlassify.evaluation.baselines import Baseline
 from qlassify.evaluation.figures import loss_figure, reliability_figure
+from qlassify.evaluation.intervals import Interval
 from qlassify.evaluation.metrics import MULTI_LABEL, Metrics
+from qlassify.evaluation.slices import SliceScores
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,6 +68,10 @@ class ReportInput:
     """Lossy acts and warnings, one sentence each, with its number."""
     commands: tuple[str, ...]
     """What to run next."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % intervals by the names of scores."""
+    slices: tuple[SliceScores, ...] = ()
+    """Scores by group of rows."""
 
 
 def render_report(report: ReportInput) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qlassify.evaluation.calibration_error import ReliabilityBin, expected_calibration_error
 from qlassify.evaluation.class_scores import ClassScores, FloatArray, IntArray
+from qlassify.evaluation.ranking import ColumnRanking, macro_average_precision, macro_roc_auc, rank_column
 
 NUM_TOP_CONFUSIONS = 5
 
@@ -43,12 +44,18 @@ def largest_confusions(
     return tuple((names[t], names[p], int(mistakes[t, p])) for t, p in cells if mistakes[t, p] > 0)
 
 
+def rank_classes(targets: IntArray, probabilities: FloatArray) -> tuple[ColumnRanking, ...]:
+    """The ranking scores of each class against all others; targets (N,), probabilities (N, K)."""
+    return tuple(rank_column(targets == k, probabilities[:, k]) for k in range(probabilities.shape[1]))
+
+
 def single_label_values(
     targets: IntArray,
     probabilities: FloatArray,
     predicted: IntArray,
     confusion: IntArray,
     scores: ClassScores,
+    rankings: Sequence[ColumnRanking],
     bins: Sequence[ReliabilityBin],
 ) -> dict[str, float | None]:
     """All named scalars of a single-label evaluation.
@@ -59,6 +66,7 @@ def single_label_values(
         predicted: predicted classes (N,).
         confusion: (K, K) as from ``count_confusions``.
         scores: per-class scores of ``confusion``.
+        rankings: per-class ranking scores.
         bins: reliability bins of the largest probability.
     """
     num_rows, num_classes = probabilities.shape
@@ -77,6 +85,8 @@ def single_label_values(
         "weighted_f1": scores.weighted(scores.f1),
         "cohens_kappa": _cohens_kappa(targets, predicted, confusion),
         "mcc": _matthews(targets, predicted, scores),
+        "roc_auc": _roc_auc(rankings),
+        "macro_average_precision": macro_average_precision(rankings),
         "log_loss": _log_loss(targets, probabilities),
         "brier": _brier(targets, probabilities),
         "ece": expected_calibration_error(bins),
@@ -92,6 +102,15 @@ def _top2_accuracy(targets: IntArray, probabilities: FloatArray) -> float:
     ahead = (probabilities > of_truth).sum(axis=1)
     equal_and_earlier = (probabilities == of_truth) & (np.arange(probabilities.shape[1]) < targets[:, None])
     return float((ahead + equal_and_earlier.sum(axis=1) < 2).mean())
+
+
+def _roc_auc(rankings: Sequence[ColumnRanking]) -> float | None:
+    """One class against the others, averaged over the classes that have rows and leave rows to others.
+
+    With two classes this is one number, the area of the second class's probability: the first class's is the same, but
+    for ties that rounding makes or breaks.
+    """
+    return rankings[1].roc_auc if len(rankings) == 2 else macro_roc_auc(rankings)
 
 
 def _cohens_kappa(targets: IntArray, predicted: IntArray, confusion: IntArray) -> float | None:

@@ -4,10 +4,8 @@ Both documents are rendered from templates, and a template is a poor place for a
 (is the gap real? is the model too sure of itself?) is decided here, where it can be tested, and the templates print
 sentences and tables.
 
-The interval on accuracy is Wilson's (1927) score interval. It needs the two counts alone, stays inside [0, 1] and
-holds its level where the usual normal interval fails: few rows, or nearly all of them right. A bootstrap would give the
-same for accuracy at a thousand times the cost. It describes the draw of the evaluation rows and nothing else; another
-seed or another annotator moves the score as well.
+The interval on accuracy is the one of ``intervals``. It describes the draw of the evaluation rows and nothing else;
+another seed or another annotator moves the score as well.
 """
 
 from __future__ import annotations
@@ -17,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qlassify.evaluation.baselines import Baseline
+from qlassify.evaluation.intervals import Interval, share_interval
 from qlassify.evaluation.metrics import MULTI_LABEL, ClassMetrics, Metrics
-
-CONFIDENCE_LEVEL = 0.95
 
 # Below this F1 a class is named among the limitations.
 WEAK_F1 = 0.5
@@ -39,7 +36,8 @@ MEANINGS: Mapping[str, str] = {
     "weighted_f1": "F1, averaged over classes by their rows",
     "samples_f1": "F1 of each row's labels, averaged over rows",
     "lrap": "precision at each true label when a row's labels are ranked",
-    "macro_average_precision": "area under the precision-recall curve, averaged over labels that occur",
+    "roc_auc": "chance that a row of a class is ranked above one of another, averaged over classes",
+    "macro_average_precision": "area under the precision-recall curve, averaged over classes that occur",
     "cohens_kappa": "agreement with the truth beyond chance (Cohen 1960)",
     "mcc": "correlation with the truth, -1 to 1 (Gorodkin 2004)",
     "log_loss": "mean negative log-probability of the truth, in nats; lower is better",
@@ -94,7 +92,16 @@ def score_name(key: str) -> str:
     return " ".join(_SPELLINGS.get(word, word) for word in key.split("_"))
 
 
-_SPELLINGS = {"f1": "F1", "mcc": "MCC", "ece": "ECE", "lrap": "LRAP", "cohens": "Cohen's", "brier": "Brier"}
+_SPELLINGS = {
+    "roc": "ROC",
+    "auc": "AUC",
+    "f1": "F1",
+    "mcc": "MCC",
+    "ece": "ECE",
+    "lrap": "LRAP",
+    "cohens": "Cohen's",
+    "brier": "Brier",
+}
 
 
 def number(value: object, digits: int = 4) -> str:
@@ -138,6 +145,18 @@ def _continues(text: str, position: int) -> bool:
     return unicodedata.category(here).startswith("M") or joiner in (here, before) or is_skin_tone
 
 
+def kappa_words(kappa: float | None) -> str | None:
+    """Cohen's kappa in the words of Landis and Koch (1977, Biometrics 33, p. 165); None where it is undefined.
+
+    The words are a convention of medicine, and kind: they know nothing of the number of classes or of what a mistake
+    costs.
+    """
+    if kappa is None:
+        return None
+    words = ((0.2, "slight"), (0.4, "fair"), (0.6, "moderate"), (0.8, "substantial"))
+    return "poor" if kappa < 0.0 else next((word for limit, word in words if kappa <= limit), "almost perfect")
+
+
 def main_score(metrics: Metrics) -> tuple[str, str]:
     """The name of the score that heads the report, as a key of ``values`` and in words."""
     return ("micro_f1", "micro-F1") if metrics.task == MULTI_LABEL else ("accuracy", "accuracy")
@@ -160,18 +179,15 @@ def rows_right(metrics: Metrics) -> int:
     return round(share * metrics.num_rows)
 
 
-def accuracy_interval(metrics: Metrics) -> tuple[float, float]:
+def accuracy_interval(metrics: Metrics) -> Interval:
     """The 95 % Wilson interval of the share of rows that are right."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(rows_right(metrics), metrics.num_rows).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    return share_interval(rows_right(metrics), metrics.num_rows)
 
 
 def interval_words(metrics: Metrics) -> str:
     """``94.4 to 97.7 %``."""
-    low, high = accuracy_interval(metrics)
-    return f"{percent(low).removesuffix(' %')} to {percent(high)}"
+    interval = accuracy_interval(metrics)
+    return f"{percent(interval.low).removesuffix(' %')} to {percent(interval.high)}"
 
 
 def headline(metrics: Metrics, evaluated_on: str, baselines: Sequence[Baseline]) -> str:
@@ -200,7 +216,7 @@ def verdict(metrics: Metrics, baselines: Sequence[Baseline]) -> str | None:
         return f"The model loses to {best.name} by {gap}. Use the baseline, or find out why."
     if ours == theirs:
         return f"The model only equals {best.name}."
-    low, _ = accuracy_interval(metrics)
+    low = accuracy_interval(metrics).low
     if metrics.task != MULTI_LABEL and theirs >= low:
         return (
             f"The model is {gap} above {best.name}, but its interval reaches down to {percent(low)}: "
