@@ -38,6 +38,8 @@ def train(
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
     class_weights: options.ClassWeights = None,
+    focal_gamma: options.FocalGamma = None,
+    sampling: options.Sampling = None,
     seed: options.Seed = None,
     config: options.ConfigFile = None,
     override: options.Override = None,
@@ -69,7 +71,12 @@ def train(
         "model": options.given(base=base, pooling=pooling, max_length=max_length, precision=precision, device=device),
         "method": options.given(kind=method, rank=rank, alpha=alpha),
         "training": options.given(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, class_weights=class_weights
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            class_weights=class_weights,
+            focal_gamma=focal_gamma,
+            sampling=sampling,
         ),
         **options.given(seed=seed),
     }
