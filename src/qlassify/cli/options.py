@@ -48,6 +48,10 @@ FocalGamma = Annotated[
 Sampling = Annotated[
     str | None, typer.Option(help="shuffled, or balanced: every class equally often.", rich_help_panel=TRAINING)
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="Tell tensorboard, mlflow or wandb (repeatable).", rich_help_panel=OUTPUT),
+]
 Seed = Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)]
 Override = Annotated[
     list[str] | None,

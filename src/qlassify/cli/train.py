@@ -46,6 +46,7 @@ def train(
     strict: options.Strict = False,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)] = None,
     out: options.Out = None,
+    track: options.Track = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -78,7 +79,7 @@ def train(
             focal_gamma=focal_gamma,
             sampling=sampling,
         ),
-        **options.given(seed=seed),
+        **options.given(seed=seed, tracking=track or None),
     }
     stop = StopRequest()
     if resume is not None:

@@ -23,6 +23,7 @@ ClassWeighting = Literal["uniform", "inverse", "sqrt_inverse", "effective_number
 Pooling = Literal["auto", "last", "cls", "mean"]
 Precision = Literal["auto", "bf16", "fp32"]
 Sampling = Literal["shuffled", "balanced"]
+TrackingTool = Literal["tensorboard", "mlflow", "wandb"]
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -156,6 +157,8 @@ class RunConfig(Section):
     """The one seed; every random stream is derived from it by name."""
     accepted_contracts: tuple[str, ...] = ()
     """Ids of hyper-parameter contracts that the run may break knowingly; they are still told, and stop nothing."""
+    tracking: tuple[TrackingTool, ...] = ()
+    """Tools that are told the run's curves while it trains, each through its own package."""
 
     @property
     def wanted_quant(self) -> QuantConfig | None:
