@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +52,6 @@ def train(
     debug: options.Debug = False,
 ) -> None:
     """Train a classifier on DATA. Whatever is not given is chosen for the data, printed and recorded."""
-    from qlassify.config.files import gather_settings, layer
     from qlassify.training.loop import StopRequest
 
     flags: dict[str, Any] = {
@@ -85,10 +84,7 @@ def train(
     if resume is not None:
         events = _resumed(resume, flags, [data, config, override, out], stop)
     else:
-        from qlassify import job
-
-        settings = layer(gather_settings(config, override or ()), flags)
-        events = job.train(settings, out, stop=stop, strict=strict)
+        events = _started(flags, config, override or (), out, stop, strict=strict)
     follow(events, stop, as_json=json, quiet=quiet)
 
 
@@ -106,6 +102,22 @@ def follow(events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quie
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _started(
+    flags: dict[str, Any],
+    config: Path | None,
+    override: Sequence[str],
+    out: Path | None,
+    stop: StopRequest,
+    *,
+    strict: bool,
+) -> Iterator[JobEvent]:
+    """A new run; flags lie over overrides, and those over the file."""
+    from qlassify import job
+    from qlassify.config.files import gather_settings, layer
+
+    return job.train(layer(gather_settings(config, override), flags), out, stop=stop, strict=strict)
 
 
 def _resumed(path: Path, flags: dict[str, Any], others: list[Any], stop: StopRequest) -> Iterator[JobEvent]:
