@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qlassify.config.method import LoraConfig, ProbeConfig
 from qlassify.data.packing import PackedBatch, micro_batches
@@ -28,21 +29,25 @@ from qlassify.training.loop import Rehearsal
 from qlassify.training.order import StepOrder
 
 
-def make_forecast(sketch: StepwisePipeline, encoded: Encoded, *, runtime_bytes: int) -> Plan:
+def make_forecast(
+    sketch: StepwisePipeline, encoded: Encoded, *, runtime_bytes: int, targets: npt.NDArray[Any] | None = None
+) -> Plan:
     """Plan the training of a sketched classifier.
 
     Args:
         sketch: from ``StepwisePipeline.open(weights=False)`` and ``prepare``, or ``sketch()``.
         encoded: the training rows.
         runtime_bytes: what the process holds beside the model.
+        targets: their (N,) classes or (N, C) labels; needed where sampling is balanced.
     """
     run, lengths = sketch.run, encoded.lengths.astype(np.int64)
     shape = model_shape(sketch.backbone)
     predicted = _full_batch(encoded, default_token_budget(sketch.placement.device))
-    order = StepOrder.of(len(encoded), run.training, run.seed)
+    order = StepOrder.of(len(encoded), run.training, run.seed, targets)
     is_probe = isinstance(run.method, ProbeConfig)
     heaviest = () if is_probe else order.heaviest_batches(encoded, run.training.token_budget)
-    several = int(order.tokens_of_steps(lengths).max()) > run.training.token_budget
+    tokens = order.tokens_of_steps(lengths)
+    several = int(tokens.max()) > run.training.token_budget
     try:
         activations = _rehearsed(sketch, heaviest, predicted, passes=2 if several else 1)
     except (RuntimeError, ValueError, TypeError):
@@ -61,7 +66,7 @@ def make_forecast(sketch: StepwisePipeline, encoded: Encoded, *, runtime_bytes: 
         shape,
         trainable_parameters=sketch.num_trainable_parameters(),
         activations=activations,
-        tokens_per_epoch=encoded.num_tokens,
+        tokens_per_epoch=round(int(tokens.sum()) / order.epochs),
         epochs=order.epochs,
         steps=order.total_steps,
         runtime_bytes=runtime_bytes,

@@ -39,6 +39,8 @@ from qlassify.planning.memory import resident_memory_bytes
 from qlassify.planning.memory_guard import MemoryGuard, reserve
 from qlassify.preparation import Preparation, examine, prepare
 from qlassify.runs import EventLog, RunFolder
+from qlassify.tracking.tracker import TrackedRun
+from qlassify.tracking.trackers import Trackers, require_trackers
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import StepEvent, TrainingEvent, as_record
 from qlassify.training.loop import StopRequest, TrainingLoop
@@ -140,6 +142,7 @@ def train(
     asked = RunConfig.parse(settings)
     if not asked.data.train:
         raise ConfigError("no training data was given", where="data.train", wanted="a CSV, TSV, JSONL or Parquet file")
+    require_trackers(asked.tracking)
     dataset = read_dataset(asked)
     yield DatasetEvent(dataset)
     preparation = prepare(settings, dataset)
@@ -172,6 +175,7 @@ def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]
     # Runs that do not record it began when every head had a bias.
     settings = layer({"model": {"head_bias": True}}, read_settings(folder.config))
     run = RunConfig.parse(settings, where=str(folder.config))
+    require_trackers(run.tracking)
     dataset = read_dataset(run)
     require_same_data(folder, dataset)
     yield DatasetEvent(dataset)
@@ -208,7 +212,7 @@ def _reserved(preparation: Preparation) -> AbstractContextManager[MemoryGuard]:
 
 
 def _tell(sentence: str) -> None:
-    """A sentence about the ledger, for whoever reads standard error."""
+    """A sentence about the ledger or a tracker, for whoever reads standard error."""
     print(f"qlassify: {sentence}", file=sys.stderr)
 
 
@@ -325,16 +329,20 @@ def _carry_out(
         runs.write_json(folder.file("environment.json"), recorded)
         runs.write_json(folder.file("data.json"), _data_facts(preparation))
         runs.write_json(folder.file("plan.json"), {**planned, "measured": None})
-    training_started = time.perf_counter()
     if resumed:
         yield _resume_loop(loop, folder)
-    yield from _logged(loop, folder, resumed=resumed)
-    training_seconds = time.perf_counter() - training_started
-    training_peak = runs.peak_memory_bytes()
-    notes = (*notes, *pipeline.calibrate(dataset.validation, encoded["validation"]))
-    pipeline.save(folder.model)
-    yield SavedEvent(folder.model)
-    assessment = assess(pipeline, dataset, encoded, notes=(*notes, *preparation.warning_notes))
+    after = loop.progress.step if resumed else None
+    tracked = TrackedRun(folder.path, pipeline.run.model_dump(mode="json"), after)
+    with Trackers(pipeline.run.tracking, tracked, _tell) as trackers:
+        training_started = time.perf_counter()
+        yield from _logged(loop, folder, trackers, resumed=resumed)
+        training_seconds = time.perf_counter() - training_started
+        training_peak = runs.peak_memory_bytes()
+        notes = (*notes, *pipeline.calibrate(dataset.validation, encoded["validation"]))
+        pipeline.save(folder.model)
+        yield SavedEvent(folder.model)
+        assessment = assess(pipeline, dataset, encoded, notes=(*notes, *preparation.warning_notes))
+        trackers.end(loop.progress.step, assessment.metrics.values)
     measured = {
         "training_seconds": round(training_seconds, 3),
         "training_peak_memory_bytes": training_peak,
@@ -372,8 +380,10 @@ def _resume_loop(loop: TrainingLoop | ProbeSolver, folder: RunFolder) -> ResumeE
     return ResumeEvent(loop.progress.step, problems)
 
 
-def _logged(loop: TrainingLoop | ProbeSolver, folder: RunFolder, *, resumed: bool) -> Iterator[TrainingEvent]:
-    """The loop's events, each written to ``metrics.jsonl``; steps only every ``log_interval``."""
+def _logged(
+    loop: TrainingLoop | ProbeSolver, folder: RunFolder, trackers: Trackers, *, resumed: bool
+) -> Iterator[TrainingEvent]:
+    """The loop's events, each written to ``metrics.jsonl`` and told to trackers; steps only every ``log_interval``."""
     log = EventLog(folder.metrics, after_step=loop.progress.step if resumed else None)
     # A probe has a few fits and no steps: each of them is a point of its curve.
     interval = 1 if isinstance(loop, ProbeSolver) else loop.config.log_interval
@@ -381,6 +391,7 @@ def _logged(loop: TrainingLoop | ProbeSolver, folder: RunFolder, *, resumed: boo
         for event in loop.run():
             if not isinstance(event, StepEvent) or event.step % interval == 0 or event.step in (1, event.total_steps):
                 log.write(as_record(event))
+                trackers.event(event)
             yield event
     finally:
         log.close()

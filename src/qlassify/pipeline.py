@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -253,7 +253,7 @@ class ClassifyPipeline(StepwisePipeline):
         )
         self.prepare_for(dataset)
         encoded = self.encode_dataset(dataset)
-        self.settle_dense_copies(self.plan(encoded["train"]))
+        self.settle_dense_copies(self.plan(encoded["train"], dataset.train.targets))
         events = list(self.training_loop(dataset, encoded).run())
         self.calibrate(dataset.validation, encoded["validation"])
         steps = [event for event in events if isinstance(event, StepEvent)]
@@ -298,10 +298,10 @@ class ClassifyPipeline(StepwisePipeline):
         """Token ids of a corpus's texts or text pairs."""
         return self.encoder.encode(corpus.texts, corpus.pairs)
 
-    def plan(self, encoded: Encoded) -> Plan:
-        """What training on these rows will need."""
+    def plan(self, encoded: Encoded, targets: npt.NDArray[Any] | None = None) -> Plan:
+        """What training on these rows will need; balanced sampling needs their classes."""
         sketch = self if self.backbone.is_sketch else self.sketch()
-        return make_forecast(sketch, encoded, runtime_bytes=runtime_bytes(self.placement.device))
+        return make_forecast(sketch, encoded, runtime_bytes=runtime_bytes(self.placement.device), targets=targets)
 
     def settle_dense_copies(self, plan: Plan) -> str | None:
         """Keep low-bit weights as numbers if the settings ask for it and, with ``auto``, the plan allows it.

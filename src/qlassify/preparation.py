@@ -185,7 +185,7 @@ def examine(
         found = audit(dataset, encoded, special_tokens=special, seed=pipeline.run.seed)
     # After the audit, whose libraries and leavings are there while the run trains.
     runtime = runtime_bytes(pipeline.placement.device) if known is None else known.plan.memory.runtime_bytes
-    plan = make_forecast(pipeline, encoded["train"], runtime_bytes=runtime)
+    plan = make_forecast(pipeline, encoded["train"], runtime_bytes=runtime, targets=dataset.train.targets)
     free = pipeline.free_memory_bytes() if memory_bytes is None else max(0, memory_bytes - runtime)
     situation = _situation(pipeline, dataset, encoded["train"], found, free)
     lengths = encoded["train"].lengths + encoded["train"].lost_tokens

@@ -8,6 +8,7 @@
       metrics.jsonl      one line per event, readable while the run goes on
       checkpoints/       the newest two
       model/             the classifier
+      tracking.json      ids in tracking tools, which write beside it; only with ``tracking``
       evaluation/        metrics.json, predictions.parquet, report.html, MODEL_CARD.md
 
 Small files are written to a neighbour and renamed, so that a reader never meets half of one.

@@ -43,6 +43,7 @@ from qlassify.models.source import ModelSource, resolve
 from qlassify.planning.plan import human_count
 from qlassify.training.loss import Objective, num_correct
 from qlassify.training.optimizer import Optimizer
+from qlassify.training.order import require_single_label
 from qlassify.training.precision import Placement, choose_placement
 from qlassify.training.step import BatchResult, Stepper, head_parameters
 
@@ -184,6 +185,7 @@ class StepwisePipeline:
     ) -> Trainable:
         """Take over a classifier that exists and make it trainable with the pipeline's settings."""
         training = self.run.training
+        require_single_label(training, multi_label=labels.multi_label)
         optimizer = Optimizer(
             attachment.parameters(),
             head_parameters(classifier),
@@ -193,7 +195,7 @@ class StepwisePipeline:
             rate_factors=rate_factors(attachment),
         )
         weights = _weights(training.class_weights, labels, counts)
-        objective = Objective(labels.multi_label, weights, training.label_smoothing)
+        objective = Objective(labels.multi_label, weights, training.label_smoothing, training.focal_gamma)
         stepper = Stepper(classifier, optimizer, objective, training.gradient_clip_norm)
         self._trainable = Trainable(labels, classifier, attachment, stepper)
         return self._trainable

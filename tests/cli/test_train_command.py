@@ -161,6 +161,31 @@ def test_a_mistake_is_a_sentence(
     assert_mistake(done, *parts)
 
 
+def test_imbalance_has_options(command: Command, tiny_base: Path, train_csv: Path, tmp_path: Path) -> None:
+    options = ["--sampling", "balanced", "--focal-gamma", 2, "--epochs", 1]
+    done = command("train", train_csv, "--base", tiny_base, *options, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    run = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert (run["training"]["sampling"], run["training"]["focal_gamma"]) == ("balanced", 2.0)
+    assert run["tracking"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sampling", "balanced", "--method", "probe"], "training.sampling does not go with method.kind=probe"),
+        (["--focal-gamma", "1", "--set", "training.label_smoothing=0.1"], "do not go together"),
+        (["--track", "comet"], "tracking"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_a_sentence(
+    command: Command, train_csv: Path, options: list[str], said: str
+) -> None:
+    done = command("train", train_csv, *options)
+    assert done.code == 2
+    assert said in done.err
+
+
 def test_a_missing_file_is_a_sentence(command: Command, tmp_path: Path) -> None:
     assert_mistake(command("train", tmp_path / "nowhere.csv"), "nowhere.csv")
 

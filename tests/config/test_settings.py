@@ -245,7 +245,7 @@ def test_mistakes_have_dotted_names(settings: dict[str, Any], parts: list[str]) 
 def test_every_option_of_every_section_says_what_it_is() -> None:
     sections = {name: sections_of(field.annotation) for name, field in RunConfig.model_fields.items()}
     alone = [name for name, found in sections.items() if not found]
-    assert alone == ["seed", "accepted_contracts"]
+    assert alone == ["seed", "accepted_contracts", "tracking"]
     assert all(RunConfig.model_fields[name].description for name in alone)
     silent = [
         f"{name}.{option}"

@@ -24,7 +24,7 @@ LAYERS = {
     1: {"config", "contracts"},
     2: {"quant", "formats", "data", "planning"},
     3: {"methods", "models"},
-    4: {"training", "evaluation"},
+    4: {"training", "evaluation", "tracking"},
     5: {
         "pipeline",
         "multi_classifier",

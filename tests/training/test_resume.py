@@ -19,6 +19,7 @@ from qlassify.errors import CheckpointError, Interrupted
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore
 from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent, TrainingEvent
 from qlassify.training.loop import StopRequest, TrainingLoop, TrainingSet
+from qlassify.training.loss import Objective
 from qlassify.training.step import BatchResult, snapshot
 from tiny_jobs import TinyTraining
 
@@ -185,6 +186,33 @@ def test_a_finished_run_resumes_to_its_best_weights(
     events = list(world.loop.run())
     assert [type(event) for event in events] == [TrainingEndEvent]
     assert world.values() == uninterrupted.values()
+
+
+def test_balanced_draws_and_focal_loss_resume_bitwise(
+    tiny_base: Path, rows: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Two classes are rare; from every checkpoint, in the middle of epochs too, the rest of the run is the same."""
+    uneven = [row for index, row in enumerate(rows) if row[1] == "beast" or index < 9]
+    config = CONFIG.replace(epochs=3, early_stopping_patience=None, sampling="balanced", focal_gamma=2.0)
+
+    def world(store: CheckpointStore | None) -> World:
+        made = World(tiny_base, uneven, store, config=config)
+        made.training.stepper.objective = Objective(focal_gamma=config.focal_gamma)
+        return made
+
+    store = KeepAll(tmp_path)
+    reference = world(store)
+    events = [event for event in timeless(list(reference.loop.run())) if "total_steps" in event]
+    assert len(store.written) >= reference.loop.total_steps == 12
+    shuffled = World(tiny_base, uneven, None, config=config.replace(sampling="shuffled"))
+    list(shuffled.loop.run())
+    assert shuffled.values() != reference.values(), "or the setting did nothing"
+    for checkpoint in store.written[::2]:
+        again = world(None)
+        again.loop.resume(checkpoint)
+        rest = [event for event in timeless(list(again.loop.run())) if "total_steps" in event]
+        assert rest == [event for event in events if event["step"] > checkpoint.progress.step]  # type: ignore[operator]
+        assert again.values() == reference.values()
 
 
 def test_patience_survives_the_interruption(tiny_base: Path, rows: list[tuple[str, str]], tmp_path: Path) -> None:

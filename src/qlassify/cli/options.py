@@ -42,6 +42,16 @@ LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", 
 ClassWeights = Annotated[
     str | None, typer.Option(help="uniform, inverse, sqrt_inverse or effective_number.", rich_help_panel=TRAINING)
 ]
+FocalGamma = Annotated[
+    float | None, typer.Option(help="Exponent of the focal loss; 0 for none.", rich_help_panel=TRAINING)
+]
+Sampling = Annotated[
+    str | None, typer.Option(help="shuffled, or balanced: every class equally often.", rich_help_panel=TRAINING)
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="Tell tensorboard, mlflow or wandb (repeatable).", rich_help_panel=OUTPUT),
+]
 Seed = Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)]
 Override = Annotated[
     list[str] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,18 +39,20 @@ def train(
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
     class_weights: options.ClassWeights = None,
+    focal_gamma: options.FocalGamma = None,
+    sampling: options.Sampling = None,
     seed: options.Seed = None,
     config: options.ConfigFile = None,
     override: options.Override = None,
     strict: options.Strict = False,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.", rich_help_panel=TRAINING)] = None,
     out: options.Out = None,
+    track: options.Track = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Train a classifier on DATA. Whatever is not given is chosen for the data, printed and recorded."""
-    from qlassify.config.files import gather_settings, layer
     from qlassify.training.loop import StopRequest
 
     flags: dict[str, Any] = {
@@ -71,18 +73,20 @@ def train(
         "model": options.given(base=base, pooling=pooling, max_length=max_length, precision=precision, device=device),
         "method": options.given(kind=method, rank=rank, alpha=alpha),
         "training": options.given(
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, class_weights=class_weights
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            class_weights=class_weights,
+            focal_gamma=focal_gamma,
+            sampling=sampling,
         ),
-        **options.given(seed=seed),
+        **options.given(seed=seed, tracking=track or None),
     }
     stop = StopRequest()
     if resume is not None:
         events = _resumed(resume, flags, [data, config, override, out], stop)
     else:
-        from qlassify import job
-
-        settings = layer(gather_settings(config, override or ()), flags)
-        events = job.train(settings, out, stop=stop, strict=strict)
+        events = _started(flags, config, override or (), out, stop, strict=strict)
     follow(events, stop, as_json=json, quiet=quiet)
 
 
@@ -100,6 +104,22 @@ def follow(events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quie
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _started(
+    flags: dict[str, Any],
+    config: Path | None,
+    override: Sequence[str],
+    out: Path | None,
+    stop: StopRequest,
+    *,
+    strict: bool,
+) -> Iterator[JobEvent]:
+    """A new run; flags lie over overrides, and those over the file."""
+    from qlassify import job
+    from qlassify.config.files import gather_settings, layer
+
+    return job.train(layer(gather_settings(config, override), flags), out, stop=stop, strict=strict)
 
 
 def _resumed(path: Path, flags: dict[str, Any], others: list[Any], stop: StopRequest) -> Iterator[JobEvent]:

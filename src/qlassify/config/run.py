@@ -8,7 +8,7 @@ spread that decision over every reader of the field.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -22,6 +22,8 @@ DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 ClassWeighting = Literal["uniform", "inverse", "sqrt_inverse", "effective_number"]
 Pooling = Literal["auto", "last", "cls", "mean"]
 Precision = Literal["auto", "bf16", "fp32"]
+Sampling = Literal["shuffled", "balanced"]
+TrackingTool = Literal["tensorboard", "mlflow", "wandb"]
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -105,6 +107,12 @@ class TrainingConfig(Section):
     """A weighting strategy, or one positive weight per class in the order of the label names."""
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of the target's mass spread evenly over all classes (single-label only)."""
+    focal_gamma: float = pydantic.Field(default=0.0, ge=0)
+    """Exponent of the focal loss: a row's loss is multiplied by (1 - p)^gamma, p its class's probability; 0 for the
+    plain loss. Does not go with label smoothing."""
+    sampling: Sampling = "shuffled"
+    """Which rows an epoch consists of: all of them once, or as many draws with every class equally often (single-label
+    only)."""
     selection_metric: str = "macro_f1"
     """Evaluation score by which the best weights are chosen, or ``loss``."""
     early_stopping_patience: int | None = pydantic.Field(default=3, ge=1)
@@ -117,6 +125,15 @@ class TrainingConfig(Section):
     """Optimiser steps between lines of metrics.jsonl."""
     max_skipped_steps: int = pydantic.Field(default=3, ge=1)
     """Steps in a row with a non-finite loss or gradient after which training stops."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError(
+                "training.focal_gamma and training.label_smoothing do not go together: one lowers the loss of rows "
+                "whose class is nearly certain, the other raises it; set one of them to 0"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -167,6 +184,8 @@ class RunConfig(Section):
     """The one seed; every random stream is derived from it by name."""
     accepted_contracts: tuple[str, ...] = ()
     """Ids of hyper-parameter contracts that the run may break knowingly; they are still told, and stop nothing."""
+    tracking: tuple[TrackingTool, ...] = ()
+    """Tools that are told the run's curves while it trains, each through its own package."""
 
     @property
     def wanted_quant(self) -> QuantConfig | None:
@@ -176,6 +195,16 @@ class RunConfig(Section):
         """
         named = isinstance(self.method, LoraConfig) and self.method.low_bit
         return QuantConfig() if self.quant is None and named else self.quant
+
+    @pydantic.model_validator(mode="after")
+    def _steps_or_solution(self) -> Self:
+        for name, usual in (("sampling", "shuffled"), ("focal_gamma", 0.0)):
+            if self.method.kind == "probe" and getattr(self.training, name) != usual:
+                raise ValueError(
+                    f"training.{name} does not go with method.kind=probe, which is solved for over all rows at once "
+                    "and has one solution only with the plain loss; training.class_weights goes with it"
+                )
+        return self
 
     @pydantic.field_validator("method", mode="before")
     @classmethod

@@ -112,11 +112,10 @@ def sections_of(annotation: Any) -> tuple[type[pydantic.BaseModel], ...]:
 
 
 def _known_keys(cls: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
-    """The dotted names of every option below ``cls``."""
+    """The dotted names of every option and section below ``cls``."""
     keys: list[str] = []
     for name, field in cls.model_fields.items():
-        sections = sections_of(field.annotation)
-        keys += [] if sections else [prefix + name]
-        for section in sections:
+        keys.append(prefix + name)
+        for section in sections_of(field.annotation):
             keys += _known_keys(section, f"{prefix}{name}.")
     return keys

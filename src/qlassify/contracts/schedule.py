@@ -109,6 +109,8 @@ def _rare_class(situation: Situation) -> Finding | None:
     assert counts is not None
     if rows < 1 or situation.imbalance <= IMBALANCE or training.class_weights != "uniform":
         return None
+    if training.sampling == "balanced":
+        return None
     rarest = min(counts)
     seen = rarest * training.epochs
     bearing = arithmetic.expected_bearing_steps(rows, rarest, situation.rows_per_step, training.epochs)
@@ -120,6 +122,8 @@ def _rare_class(situation: Situation) -> Finding | None:
         f"in {_epochs(training.epochs)} they are seen {seen} times, in about {bearing:.0f} of {situation.steps} steps"
     )
     recommendation = "training.class_weights=sqrt_inverse"
+    if situation.data.multi_label is False:
+        recommendation += " or training.sampling=balanced"
     if rarest and (epochs := math.ceil(LEAST_EXPOSURES / rarest)) <= MOST_EPOCHS and epochs > training.epochs:
         recommendation += f", or training.epochs={epochs} for {epochs * rarest} times"
     return Finding(Severity.WARN, message, recommendation, {"training.class_weights": "sqrt_inverse"})
@@ -242,8 +246,9 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
         id="C-EPOCH-002",
         title="What a rare class is shown",
         subject=SUBJECT,
-        rule="Warn if the most frequent class has more than 5 times the rows of the rarest, classes are not weighted, "
-        "and the rarest is shown fewer than 300 times or in fewer than 50 steps (expected).",
+        rule="Warn if the most frequent class has more than 5 times the rows of the rarest, classes are neither "
+        "weighted nor drawn equally often, and the rarest is shown fewer than 300 times or in fewer than 50 steps "
+        "(expected).",
         severities=(WARN,),
         sources=(
             sources.ARITHMETIC.says("S (1 - (1 - p)^B) of S steps of B rows hold a row of a class of share p"),
@@ -258,6 +263,7 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
         examples=(
             Example({"training.epochs": 3}, {"data.rows": 2000, "data.class_counts": (1000, 1000)}),
             Example({"training.epochs": 3, "training.class_weights": "inverse"}, _RARE),
+            Example({"training.epochs": 3, "training.sampling": "balanced"}, _RARE),
             Example({"training.epochs": 3}, _RARE, WARN),
         ),
     ),

@@ -65,6 +65,7 @@ PEFT_NOTEBOOKS = Work("PEFT, its sequence classification notebooks (MRPC)", "fil
 LS_LLAMA = Work("LS-LLaMA, its training scripts (Llama-2 7B and 13B)", "file")
 AXOLOTL = Work("axolotl, docs/training_stability.qmd", "file")
 FEW_SAMPLE = Work("Zhang et al. 2021, arXiv:2006.05987", "paper")
+FOCAL_POSTERIOR = Work("Charoenphakdee et al. 2021, arXiv:2011.09172", "paper")
 HUGGING_FACE = Work("transformers 5.23, optimization.py, get_scheduler", "file")
 METHODS_PAGE = Work("docs/methods.md, benchmarks/results/methods.jsonl", "measured here")
 RECOMMEND = Work("config/recommend.py", "measured here")

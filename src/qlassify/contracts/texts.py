@@ -7,9 +7,12 @@ limit the contracts wait for another count.
 
 from __future__ import annotations
 
+from typing import Any
+
 from qlassify.config.method import positions_before_text
 from qlassify.config.run import ModelConfig
 from qlassify.contracts import arithmetic, sources
+from qlassify.contracts.rates import STEPPED_KINDS
 from qlassify.contracts.rule import Contract, Example, Finding, Severity
 from qlassify.contracts.situation import Situation, TokenLengths, Truncation
 
@@ -172,6 +175,39 @@ def _weighted_probabilities(situation: Situation) -> Finding | None:
     return Finding(Severity.INFO, message, recommendation, {"training.class_weights": "uniform"})
 
 
+def _balanced_twice(situation: Situation) -> Finding | None:
+    training = situation.run.training
+    weights = training.class_weights
+    if training.sampling != "balanced" or weights == "uniform" or isinstance(weights, tuple):
+        return None
+    message = (
+        f"classes are drawn equally often and weighted ({weights}) for being rare: imbalance is corrected twice, and "
+        "rare classes outweigh frequent ones"
+    )
+    return Finding(Severity.WARN, message, "training.class_weights=uniform", {"training.class_weights": "uniform"})
+
+
+def _shifted_probabilities(situation: Situation) -> Finding | None:
+    training = situation.run.training
+    said: list[str] = []
+    remedy: dict[str, Any] = {}
+    if training.sampling == "balanced":
+        said.append("balanced sampling shifts them as if all classes were equally frequent")
+        remedy["training.sampling"] = "shuffled"
+    if training.focal_gamma:
+        said.append(f"focal loss (gamma {training.focal_gamma:g}) is least at other ones, mostly less sure")
+        remedy["training.focal_gamma"] = 0.0
+    if not said:
+        return None
+    settings = ", ".join(f"{name}={value}" for name, value in remedy.items())
+    return Finding(
+        Severity.INFO,
+        f"probabilities are not those of the data: {'; '.join(said)}",
+        f"calibrate before probabilities are read as such, or {settings}",
+        remedy,
+    )
+
+
 INFO, WARN, ERROR = Severity.INFO, Severity.WARN, Severity.ERROR
 _LENGTHS = TokenLengths(p50=40, p90=120, p95=180, p99=253, longest=700)
 _ROOM = {"data.token_lengths": _LENGTHS, "model.max_positions": 512}
@@ -326,6 +362,45 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
             Example({"training.class_weights": "uniform"}),
             Example({"training.class_weights": "inverse"}, gives=INFO),
             Example({"training.class_weights": (1.0, 3.0)}, gives=INFO),
+        ),
+    ),
+    Contract(
+        id="C-IMB-003",
+        title="Imbalance corrected twice",
+        subject=SUBJECT,
+        rule="Warn if training.sampling is balanced and classes are weighted by a strategy; weights that were given as "
+        "numbers may stand for what mistakes cost.",
+        severities=(WARN,),
+        sources=(
+            sources.ARITHMETIC.says("with equal draws and weights w(c), class c's share of the loss is w(c) / sum w"),
+        ),
+        predicate=_balanced_twice,
+        kinds=STEPPED_KINDS,
+        changes=("training.class_weights",),
+        examples=(
+            Example({"training.sampling": "balanced"}),
+            Example({"training.class_weights": "inverse"}),
+            Example({"training.sampling": "balanced", "training.class_weights": (1.0, 3.0)}),
+            Example({"training.sampling": "balanced", "training.class_weights": "inverse"}, gives=WARN),
+        ),
+    ),
+    Contract(
+        id="C-IMB-004",
+        title="Probabilities under balanced sampling or focal loss",
+        subject=SUBJECT,
+        rule="Info if training.sampling is balanced or training.focal_gamma is above 0.",
+        severities=(INFO,),
+        sources=(
+            sources.ARITHMETIC.says("drawing classes equally often is weighting class c by N / (K n(c))"),
+            sources.FOCAL_POSTERIOR.says("focal loss is classification-calibrated and not strictly proper"),
+        ),
+        predicate=_shifted_probabilities,
+        kinds=STEPPED_KINDS,
+        changes=("training.sampling", "training.focal_gamma"),
+        examples=(
+            Example({"training.focal_gamma": 0.0}),
+            Example({"training.focal_gamma": 2.0}, gives=INFO),
+            Example({"training.sampling": "balanced"}, gives=INFO),
         ),
     ),
 )

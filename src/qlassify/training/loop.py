@@ -1,9 +1,9 @@
 """The training loop: a generator that takes steps, scores, checkpoints and tells.
 
-Everything a step needs follows from the step's number: its epoch, its rows (the epoch's permutation comes from the
-seed and the epoch alone), its learning rate, and whether to score or checkpoint after it. So a run's state is one
-number besides the tensors, a resumed run replays nothing, and it ends with bitwise the weights of an uninterrupted
-one.
+Everything a step needs follows from the step's number: its epoch, its rows (an epoch's order comes from the seed and
+the epoch alone, and from the rows' classes where sampling is balanced), its learning rate, and whether to score or
+checkpoint after it. So a run's state is one number besides the tensors, a resumed run replays nothing, and it ends
+with bitwise the weights of an uninterrupted one.
 
 The last rows of an epoch make a smaller step of their own; nothing is dropped and nothing leaks into the next epoch.
 """
@@ -126,7 +126,7 @@ class TrainingLoop:
         self.progress = Progress()
         self._dropout_generator = dropout_generator
         self._best: dict[str, Tensor] = {}
-        self.order = StepOrder.of(len(data), config, seed)
+        self.order = StepOrder.of(len(data), config, seed, data.targets)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.total_steps = self.order.total_steps
         self._warmup = warmup_steps(self.total_steps, config.warmup_fraction)

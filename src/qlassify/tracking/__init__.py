@@ -1,0 +1,1 @@
+"""Tracking: a run's curves in TensorBoard, MLflow or Weights & Biases, through their own packages."""
