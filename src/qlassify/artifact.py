@@ -35,6 +35,7 @@ from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import PoolingMode
 from qlassify.models.source import ModelSource, resolve
+from qlassify.runs import SEEDS
 from qlassify.training.precision import Placement, choose_placement
 from qlassify.version import __version__
 
@@ -147,10 +148,17 @@ def read_record(directory: Path) -> ClassifierRecord:
             "no saved classifier here",
             where=directory,
             wanted=f"a run folder or a model folder with {RECORD}",
-            do="Train one with: qlassify train DATA.",
+            do=_where_to_look(directory),
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError("cannot read the saved classifier", where=path, got=error) from None
+
+
+def _where_to_look(directory: Path) -> str:
+    """What to name instead of a folder without a classifier; for a folder of several seeds, one of them."""
+    if (directory / SEEDS).is_file():
+        return f"It holds the runs of several seeds; name one of them ({directory / SEEDS} says which is best)."
+    return "Train one with: qlassify train DATA."
 
 
 def load_classifier(

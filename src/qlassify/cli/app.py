@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from qlassify.cli import contracts, demo, evaluate, export, ledger, plan, predict, quantize, train
+from qlassify.cli import compare, contracts, demo, evaluate, export, ledger, plan, predict, quantize, train
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)

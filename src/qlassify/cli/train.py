@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from qlassify.cli.options import TRAINING
 
 if TYPE_CHECKING:
     from qlassify.job import JobEvent
+    from qlassify.repeating import RepeatEvent
     from qlassify.training.loop import StopRequest
 
 
@@ -39,6 +41,10 @@ def train(
     learning_rate: options.LearningRate = None,
     class_weights: options.ClassWeights = None,
     seed: options.Seed = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Train with that many seeds and tell mean and spread.", rich_help_panel=TRAINING),
+    ] = None,
     config: options.ConfigFile = None,
     override: options.Override = None,
     strict: options.Strict = False,
@@ -75,43 +81,73 @@ def train(
     }
     stop = StopRequest()
     if resume is not None:
-        events = _resumed(resume, flags, [data, config, override, out], stop)
-    else:
-        from qlassify import job
+        _require_nothing_else(resume, flags, [data, seeds, config, override, out])
+        _resume(resume, stop, as_json=json, quiet=quiet)
+        return
+    settings = layer(gather_settings(config, override or ()), flags)
+    if seeds is not None:
+        from qlassify import repeating
 
-        settings = layer(gather_settings(config, override or ()), flags)
-        events = job.train(settings, out, stop=stop, strict=strict)
-    follow(events, stop, as_json=json, quiet=quiet)
+        events = repeating.train_seeds(settings, out, count=seeds, stop=stop, strict=strict)
+        follow_seeds(events, stop, as_json=json, quiet=quiet)
+        return
+    from qlassify import job
+
+    follow(job.train(settings, out, stop=stop, strict=strict), stop, as_json=json, quiet=quiet)
 
 
 def follow(events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
     """Show a job's events until it ends; SIGINT and SIGTERM ask it to write a checkpoint and stop."""
-    import signal
-
     from qlassify.cli.show import TrainView
+
+    with _signals(stop), TrainView(as_json=as_json, quiet=quiet) as view:
+        for event in events:
+            view.show(event)
+
+
+def follow_seeds(events: Iterator[RepeatEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
+    """The same for the jobs of several seeds."""
+    from qlassify.cli.show_seeds import SeedsView
+
+    with _signals(stop), SeedsView(as_json=as_json, quiet=quiet) as view:
+        for event in events:
+            view.show(event)
+
+
+@contextmanager
+def _signals(stop: StopRequest) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``stop`` meanwhile."""
+    import signal
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with TrainView(as_json=as_json, quiet=quiet) as view:
-            for event in events:
-                view.show(event)
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _resumed(path: Path, flags: dict[str, Any], others: list[Any], stop: StopRequest) -> Iterator[JobEvent]:
-    """The rest of an earlier run; its settings are those it began with."""
-    from qlassify import job
+def _require_nothing_else(path: Path, flags: dict[str, Any], others: list[Any]) -> None:
+    """A run goes on with the settings that it began with."""
     from qlassify.errors import ConfigError
 
-    if any(others) or "seed" in flags or any(flags.values()):
+    if any(other is not None and other != [] for other in others) or "seed" in flags or any(flags.values()):
         raise ConfigError(
             "--resume takes the settings that the run began with",
             where=path,
             do="Leave the other options out, or start a new run.",
         )
-    return job.resume(path, stop=stop)
+
+
+def _resume(path: Path, stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
+    """The rest of an earlier run, or of the runs of several seeds."""
+    from qlassify import job, repeating
+    from qlassify.runs import SEEDS
+
+    if (path / SEEDS).is_file():
+        follow_seeds(repeating.resume_seeds(path, stop=stop), stop, as_json=as_json, quiet=quiet)
+    else:
+        follow(job.resume(path, stop=stop), stop, as_json=as_json, quiet=quiet)
 
 
 def _text(path: Path | None) -> str | None:
