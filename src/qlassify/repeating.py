@@ -292,8 +292,8 @@ def _notes(request: _Request) -> tuple[str, ...]:
     if data.eval is not None:
         return ()
     notes = [
-        "Each seed held out validation rows of its own, so the spread contains the choice of these rows, and validation "
-        "scores of different seeds are of different rows; give --eval to keep them the same."
+        "Each seed held out validation rows of its own. The spread contains that choice, and validation scores of "
+        "different seeds are of different rows; give --eval to keep them the same."
     ]
     if data.test is None:
         notes.append("There is no test file, so the scores are of those different rows, too.")

@@ -43,6 +43,9 @@ ClassWeights = Annotated[
     str | None, typer.Option(help="uniform, inverse, sqrt_inverse or effective_number.", rich_help_panel=TRAINING)
 ]
 Seed = Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)]
+Seeds = Annotated[
+    int | None, typer.Option(help="Train with that many seeds; tell mean and spread.", rich_help_panel=TRAINING)
+]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting: training.epochs=5 (repeatable).", rich_help_panel=TRAINING),

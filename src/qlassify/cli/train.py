@@ -41,10 +41,7 @@ def train(
     learning_rate: options.LearningRate = None,
     class_weights: options.ClassWeights = None,
     seed: options.Seed = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Train with that many seeds and tell mean and spread.", rich_help_panel=TRAINING),
-    ] = None,
+    seeds: options.Seeds = None,
     config: options.ConfigFile = None,
     override: options.Override = None,
     strict: options.Strict = False,
@@ -56,7 +53,6 @@ def train(
 ) -> None:
     """Train a classifier on DATA. Whatever is not given is chosen for the data, printed and recorded."""
     from qlassify.config.files import gather_settings, layer
-    from qlassify.training.loop import StopRequest
 
     flags: dict[str, Any] = {
         "data": options.given(
@@ -79,21 +75,27 @@ def train(
         ),
         **options.given(seed=seed),
     }
-    stop = StopRequest()
     if resume is not None:
         _require_nothing_else(resume, flags, [data, seeds, config, override, out])
-        _resume(resume, stop, as_json=json, quiet=quiet)
-        return
-    settings = layer(gather_settings(config, override or ()), flags)
-    if seeds is not None:
-        from qlassify import repeating
+        _resume(resume, as_json=json, quiet=quiet)
+    else:
+        settings = layer(gather_settings(config, override or ()), flags)
+        _start(settings, seeds, out, strict=strict, as_json=json, quiet=quiet)
 
+
+def _start(
+    settings: dict[str, Any], seeds: int | None, out: Path | None, *, strict: bool, as_json: bool, quiet: bool
+) -> None:
+    """A new run, or a run for each of several seeds."""
+    from qlassify import job, repeating
+    from qlassify.training.loop import StopRequest
+
+    stop = StopRequest()
+    if seeds is None:
+        follow(job.train(settings, out, stop=stop, strict=strict), stop, as_json=as_json, quiet=quiet)
+    else:
         events = repeating.train_seeds(settings, out, count=seeds, stop=stop, strict=strict)
-        follow_seeds(events, stop, as_json=json, quiet=quiet)
-        return
-    from qlassify import job
-
-    follow(job.train(settings, out, stop=stop, strict=strict), stop, as_json=json, quiet=quiet)
+        follow_seeds(events, stop, as_json=as_json, quiet=quiet)
 
 
 def follow(events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
@@ -139,11 +141,13 @@ def _require_nothing_else(path: Path, flags: dict[str, Any], others: list[Any]) 
         )
 
 
-def _resume(path: Path, stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
+def _resume(path: Path, *, as_json: bool, quiet: bool) -> None:
     """The rest of an earlier run, or of the runs of several seeds."""
     from qlassify import job, repeating
     from qlassify.runs import SEEDS
+    from qlassify.training.loop import StopRequest
 
+    stop = StopRequest()
     if (path / SEEDS).is_file():
         follow_seeds(repeating.resume_seeds(path, stop=stop), stop, as_json=as_json, quiet=quiet)
     else:
