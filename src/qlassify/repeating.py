@@ -15,6 +15,7 @@ mean over seeds stays the honest figure for the method.
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -214,6 +215,7 @@ def _carry_on(request: _Request, stop: StopRequest | None) -> Iterator[RepeatEve
             yield from _one_seed(request, seed, stop)
         results.append(_read_result(inner, seed))
         _write(request, results)
+        gc.collect()  # models hold themselves in circles, and the next one needs the memory
         yield SeedDoneEvent(results[-1])
     yield SeedsFinishedEvent(folder, tuple(results), spreads(results), best_of(results), _notes(request))
 
@@ -272,7 +274,7 @@ def spreads(results: list[SeedResult]) -> dict[str, Spread]:
         values = [value for one in results if (value := one.values.get(name)) is not None]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else None
-            # The exact mean of floats, rounded once; fsum keeps it within min and max.
+            # Dividing may round the mean of equal values past them.
             mean = min(max(math.fsum(values) / len(values), min(values)), max(values))
             found[name] = Spread(len(values), mean, deviation, min(values), max(values))
     return found

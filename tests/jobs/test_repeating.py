@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -122,6 +123,21 @@ def test_the_events_have_a_heading_for_each_seed(tiny_base: Path, train_csv: Pat
     assert [type(event) for event in kinds] == [SeedEvent, SeedDoneEvent, SeedEvent, SeedDoneEvent, SeedsFinishedEvent]
     assert [(one.seed, one.number, one.count) for one in kinds if isinstance(one, SeedEvent)] == [(3, 1, 2), (4, 2, 2)]
     assert not any(isinstance(event, job.FinishedEvent) for event in events)
+
+
+def test_a_finished_run_leaves_no_model_in_memory(tiny_base: Path, train_csv: Path, tmp_path: Path) -> None:
+    before = {id(one) for one in gc.get_objects() if type(one) is ClassifyPipeline}
+    automatic = gc.isenabled()
+    gc.disable()  # or luck could clean up
+    try:
+        for event in train_seeds(settings_of(tiny_base, train_csv), tmp_path / "run", count=2):
+            if isinstance(event, SeedDoneEvent):
+                assert [
+                    one for one in gc.get_objects() if type(one) is ClassifyPipeline and id(one) not in before
+                ] == []
+    finally:
+        if automatic:
+            gc.enable()
 
 
 def test_whose_rows_the_spread_is_of_is_said(reference: Path, tiny_base: Path, train_csv: Path, tmp_path: Path) -> None:

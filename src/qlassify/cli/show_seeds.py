@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Self
 
 from rich.console import Console
@@ -30,7 +31,9 @@ class SeedsView:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        # In a file or a pipe there is no width to keep to, and a table cut at 80 columns says little.
+        width = None if sys.stdout.isatty() else 120
+        self.console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
         self._view = TrainView(as_json=as_json, quiet=quiet)
 
     def __enter__(self) -> Self:
@@ -108,7 +111,7 @@ def _table(event: SeedsFinishedEvent) -> Table:
     table.add_column("")
     shown = results if len(results) <= MAX_SHOWN_SEEDS else ()
     for name in (*(f"seed {one.seed}" for one in shown), "mean +- s.d.", "min", "max"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in _columns(results[0]):
         spread = event.spreads.get(name)
         if spread is not None:
