@@ -37,6 +37,7 @@ from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import PoolingMode
 from qlassify.models.source import ModelSource, resolve
+from qlassify.runs import SEEDS
 from qlassify.training.precision import Placement, choose_placement
 from qlassify.version import __version__
 
@@ -169,7 +170,7 @@ def read_record(directory: Path) -> ClassifierRecord:
             "no saved classifier here",
             where=directory,
             wanted=f"a run folder or a model folder with {RECORD}",
-            do="Train one with: qlassify train DATA.",
+            do=_where_to_look(directory),
         ) from None
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ModelError("cannot read the saved classifier", where=path, got=error) from None
@@ -185,6 +186,13 @@ def require_fitting(rule: DecisionRule, num_labels: int) -> None:
         raise ValueError(f"{len(rule.thresholds)} thresholds for {num_labels} labels")
     if rule.positive is not None and num_labels != 2:
         raise ValueError(f"a positive class among {num_labels} labels")
+
+
+def _where_to_look(directory: Path) -> str:
+    """What to name instead of a folder without a classifier; for a folder of several seeds, one of them."""
+    if (directory / SEEDS).is_file():
+        return f"It holds the runs of several seeds; name one of them ({directory / SEEDS} says which is best)."
+    return "Train one with: qlassify train DATA."
 
 
 def load_classifier(

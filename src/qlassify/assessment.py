@@ -245,18 +245,21 @@ def as_json(assessment: Assessment) -> dict[str, Any]:
 def write_predictions(path: Path, assessment: Assessment) -> None:
     """One line per scored row: row number, text, true and predicted labels, probability of each label.
 
-    A row on which the classifier abstains has no predicted label.
+    For a classifier that abstains, a column says on which rows; their predicted label is the one that is withheld.
     """
     import polars
 
     corpus = assessment.rows.corpus
-    predicted = assessment.rule.answers(assessment.probabilities, assessment.labels)
+    rule, scores = assessment.rule, assessment.probabilities
+    predicted = rule.replace(abstain_below=None).answers(scores, assessment.labels)
     listed = [[label] if isinstance(label, str) else list(label or ()) for label in predicted]
     columns: dict[str, Any] = {"row": list(corpus.rows), "text": list(corpus.texts)}
     if corpus.pairs is not None:
         columns["text_pair"] = list(corpus.pairs)
     columns["true"] = [list(labels) for labels in corpus.labels]
     columns["predicted"] = polars.Series(listed, dtype=polars.List(polars.String))
+    if rule.abstain_below is not None:
+        columns["abstained"] = rule.abstains(scores)
     for index, name in enumerate(assessment.labels.names):
         columns[f"p({name})"] = assessment.probabilities[:, index]
     polars.DataFrame(columns).write_parquet(path)

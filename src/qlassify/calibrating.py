@@ -14,15 +14,15 @@ from typing import Any
 
 from qlassify.artifact import model_folder
 from qlassify.config.files import layer
-from qlassify.config.run import DataConfig, EvaluationConfig
+from qlassify.config.run import EvaluationConfig
 from qlassify.data.corpus import read_corpus
 from qlassify.data.dataset import LabelledRows, label_rows
 from qlassify.errors import ConfigError
 from qlassify.evaluation.decision import DecisionRule
 from qlassify.evaluation.metrics import Metrics
-from qlassify.job import read_dataset, read_options, require_same_data
+from qlassify.job import read_dataset, require_same_data
 from qlassify.pipeline import ClassifyPipeline
-from qlassify.scoring import READING, run_of
+from qlassify.scoring import reading_options, run_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,6 @@ def _rows(
         dataset = read_dataset(run)
         require_same_data(folder, dataset)
         return dataset.validation, "validation"
-    own = {} if run is None else run.data.model_dump(include=set(READING))
-    settings = DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
-    corpus = read_corpus(data, read_options(settings))
+    corpus = read_corpus(data, reading_options(run, reading))
     pipeline.require_pairs(corpus.pairs is not None)
     return label_rows(corpus, pipeline.labels), data.name

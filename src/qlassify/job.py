@@ -180,7 +180,7 @@ def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]
     require_same_data(folder, dataset)
     yield DatasetEvent(dataset)
     pipeline = ClassifyPipeline.open(run.model.base, run, weights=False)
-    _require_same_base(folder, pipeline)
+    require_same_base(folder, pipeline)
     pipeline.prepare_for(dataset)
     preparation = examine(pipeline, dataset)
     yield PlanEvent(preparation)
@@ -286,7 +286,7 @@ def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
             )
 
 
-def _require_same_base(folder: RunFolder, pipeline: ClassifyPipeline) -> None:
+def require_same_base(folder: RunFolder, pipeline: ClassifyPipeline) -> None:
     """The base model's weights are still those that the run began with, if it had come far enough to record them."""
     if not folder.file("environment.json").is_file():
         return

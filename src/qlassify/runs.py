@@ -11,6 +11,8 @@
       tracking.json      ids in tracking tools, which write beside it; only with ``tracking``
       evaluation/        metrics.json, predictions.parquet, report.html, MODEL_CARD.md
 
+A folder of several seeds holds ``seeds.json`` and one such folder for each seed (see ``repeating``).
+
 Small files are written to a neighbour and renamed, so that a reader never meets half of one.
 """
 
@@ -69,6 +71,24 @@ class RunFolder:
         return self.path / name
 
 
+SEEDS = "seeds.json"
+"""Stands in a folder that holds the run folders of several seeds."""
+
+
+def require_new(path: Path) -> None:
+    """Refuse a run folder that has something in it.
+
+    Raises:
+        ConfigError: it exists and is not empty.
+    """
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(
+            "the run folder is not empty",
+            where=path,
+            do=f"Choose another with --out, or continue it with: qlassify train --resume {path}",
+        )
+
+
 def create_run_folder(path: Path) -> RunFolder:
     """Make a new run folder.
 
@@ -76,12 +96,7 @@ def create_run_folder(path: Path) -> RunFolder:
         ConfigError: it exists and is not empty, or cannot be made.
     """
     try:
-        if path.exists() and any(path.iterdir()):
-            raise ConfigError(
-                "the run folder is not empty",
-                where=path,
-                do=f"Choose another with --out, or continue it with: qlassify train --resume {path}",
-            )
+        require_new(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError("cannot make the run folder", where=path, got=error) from None

@@ -15,7 +15,7 @@ from qlassify import runs
 from qlassify.assessment import Assessment, assess_rows, write_assessment, write_scores
 from qlassify.config.files import layer, read_settings
 from qlassify.config.run import DataConfig, RunConfig
-from qlassify.data.corpus import read_corpus
+from qlassify.data.corpus import ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, label_rows
 from qlassify.data.rows import RowChunk, iter_text_rows
 from qlassify.errors import QlassifyError
@@ -79,9 +79,7 @@ def evaluate_run(
     """
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
     folder, run = run_of(path)
-    own = {} if run is None else run.data.model_dump(include=set(READING))
-    settings = DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
-    corpus = read_corpus(data, read_options(settings))
+    corpus = read_corpus(data, reading_options(run, reading))
     pipeline.require_pairs(corpus.pairs is not None)
     rows = label_rows(corpus, pipeline.labels)
     train, notes = _training_rows(folder, run)
@@ -113,6 +111,14 @@ def evaluate_run(
 
 
 READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")
+
+
+def reading_options(run: RunConfig | None, reading: Mapping[str, Any]) -> ReadOptions:
+    """How to read a labelled file for a trained classifier: as asked, and else as its run read the training rows."""
+    own = {} if run is None else run.data.model_dump(include=set(READING))
+    return read_options(
+        DataConfig.parse(layer({key: value for key, value in own.items() if value is not None}, reading))
+    )
 
 
 def run_of(path: Path) -> tuple[RunFolder | None, RunConfig | None]:

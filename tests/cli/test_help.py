@@ -9,6 +9,7 @@ from qlassify.version import __version__
 
 VERBS = {
     "train": ("--eval", "--test", "--base", "--rank", "--epochs", "--set", "--resume", "--json", "--quiet", "--debug"),
+    "compare": ("--text", "--label", "--base", "--out", "--json"),
     "evaluate": ("--text", "--label", "--base", "--out", "--json"),
     "predict": ("--text", "--text-pair", "--text-column", "--output", "--json"),
     "contracts": ("--json",),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from qlassify.cli import calibrate, contracts, demo, evaluate, export, ledger, plan, predict, quantize, train
+from qlassify.cli import calibrate, compare, contracts, demo, evaluate, export, ledger, plan, predict, quantize, train
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -27,6 +27,7 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
+app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)

@@ -53,6 +53,9 @@ Track = Annotated[
     typer.Option("--track", help="Tell tensorboard, mlflow or wandb (repeatable).", rich_help_panel=OUTPUT),
 ]
 Seed = Annotated[int | None, typer.Option(help="The one seed.", rich_help_panel=TRAINING)]
+Seeds = Annotated[
+    int | None, typer.Option(help="Train with that many seeds; tell mean and spread.", rich_help_panel=TRAINING)
+]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting: training.epochs=5 (repeatable).", rich_help_panel=TRAINING),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from qlassify.cli.options import TRAINING
 
 if TYPE_CHECKING:
     from qlassify.job import JobEvent
+    from qlassify.repeating import RepeatEvent
     from qlassify.training.loop import StopRequest
 
 
@@ -42,6 +44,7 @@ def train(
     focal_gamma: options.FocalGamma = None,
     sampling: options.Sampling = None,
     seed: options.Seed = None,
+    seeds: options.Seeds = None,
     config: options.ConfigFile = None,
     override: options.Override = None,
     strict: options.Strict = False,
@@ -53,7 +56,7 @@ def train(
     debug: options.Debug = False,
 ) -> None:
     """Train a classifier on DATA. Whatever is not given is chosen for the data, printed and recorded."""
-    from qlassify.training.loop import StopRequest
+    from qlassify.config.files import gather_settings, layer
 
     flags: dict[str, Any] = {
         "data": options.given(
@@ -82,58 +85,83 @@ def train(
         ),
         **options.given(seed=seed, tracking=track or None),
     }
-    stop = StopRequest()
     if resume is not None:
-        events = _resumed(resume, flags, [data, config, override, out], stop)
+        _require_nothing_else(resume, flags, [data, seeds, config, override, out])
+        _resume(resume, as_json=json, quiet=quiet)
     else:
-        events = _started(flags, config, override or (), out, stop, strict=strict)
-    follow(events, stop, as_json=json, quiet=quiet)
+        settings = layer(gather_settings(config, override or ()), flags)
+        _start(settings, seeds, out, strict=strict, as_json=json, quiet=quiet)
+
+
+def _start(
+    settings: dict[str, Any], seeds: int | None, out: Path | None, *, strict: bool, as_json: bool, quiet: bool
+) -> None:
+    """A new run, or a run for each of several seeds."""
+    from qlassify import job, repeating
+    from qlassify.training.loop import StopRequest
+
+    stop = StopRequest()
+    if seeds is None:
+        follow(job.train(settings, out, stop=stop, strict=strict), stop, as_json=as_json, quiet=quiet)
+    else:
+        events = repeating.train_seeds(settings, out, count=seeds, stop=stop, strict=strict)
+        follow_seeds(events, stop, as_json=as_json, quiet=quiet)
 
 
 def follow(events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
     """Show a job's events until it ends; SIGINT and SIGTERM ask it to write a checkpoint and stop."""
-    import signal
-
     from qlassify.cli.show import TrainView
+
+    with _signals(stop), TrainView(as_json=as_json, quiet=quiet) as view:
+        for event in events:
+            view.show(event)
+
+
+def follow_seeds(events: Iterator[RepeatEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
+    """The same for the jobs of several seeds."""
+    from qlassify.cli.show_seeds import SeedsView
+
+    with _signals(stop), SeedsView(as_json=as_json, quiet=quiet) as view:
+        for event in events:
+            view.show(event)
+
+
+@contextmanager
+def _signals(stop: StopRequest) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``stop`` meanwhile."""
+    import signal
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with TrainView(as_json=as_json, quiet=quiet) as view:
-            for event in events:
-                view.show(event)
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _started(
-    flags: dict[str, Any],
-    config: Path | None,
-    override: Sequence[str],
-    out: Path | None,
-    stop: StopRequest,
-    *,
-    strict: bool,
-) -> Iterator[JobEvent]:
-    """A new run; flags lie over overrides, and those over the file."""
-    from qlassify import job
-    from qlassify.config.files import gather_settings, layer
-
-    return job.train(layer(gather_settings(config, override), flags), out, stop=stop, strict=strict)
-
-
-def _resumed(path: Path, flags: dict[str, Any], others: list[Any], stop: StopRequest) -> Iterator[JobEvent]:
-    """The rest of an earlier run; its settings are those it began with."""
-    from qlassify import job
+def _require_nothing_else(path: Path, flags: dict[str, Any], others: list[Any]) -> None:
+    """A run goes on with the settings that it began with."""
     from qlassify.errors import ConfigError
 
-    if any(others) or "seed" in flags or any(flags.values()):
+    if any(other is not None and other != [] for other in others) or "seed" in flags or any(flags.values()):
         raise ConfigError(
             "--resume takes the settings that the run began with",
             where=path,
             do="Leave the other options out, or start a new run.",
         )
-    return job.resume(path, stop=stop)
+
+
+def _resume(path: Path, *, as_json: bool, quiet: bool) -> None:
+    """The rest of an earlier run, or of the runs of several seeds."""
+    from qlassify import job, repeating
+    from qlassify.runs import SEEDS
+    from qlassify.training.loop import StopRequest
+
+    stop = StopRequest()
+    if (path / SEEDS).is_file():
+        follow_seeds(repeating.resume_seeds(path, stop=stop), stop, as_json=as_json, quiet=quiet)
+    else:
+        follow(job.resume(path, stop=stop), stop, as_json=as_json, quiet=quiet)
 
 
 def _text(path: Path | None) -> str | None:
