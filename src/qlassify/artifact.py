@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qlassify.config.quant import QuantConfig
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
-from qlassify.errors import ModelError
+from qlassify.errors import ConfigError, ModelError
 from qlassify.methods.inject import Attachment, attach
 from qlassify.methods.state import (
     copy_tensors,
@@ -58,6 +59,7 @@ class ClassifierRecord:
         precision: arithmetic of the backbone while training, ``bf16`` or ``fp32``.
         threshold: probability from which a label counts as given (multi-label).
         quantization: the format of the backbone's low-bit weights, or None; quantising again gives the same codes.
+        long: what is read of longer texts; records that do not say so truncate them.
         head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
     """
 
@@ -72,6 +74,7 @@ class ClassifierRecord:
     threshold: float
     quantization: Mapping[str, Any] | None = None
     head_bias: bool = True
+    long: LongTexts = field(default_factory=LongTexts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,8 @@ def read_record(directory: Path) -> ClassifierRecord:
             raise ValueError(f"format is not {FORMAT}")
         settings.pop("qlassify")
         settings["labels"] = tuple(settings["labels"])
+        if "long" in settings:
+            settings["long"] = LongTexts(**settings["long"])
         return ClassifierRecord(**settings)
     except FileNotFoundError:
         raise ModelError(
@@ -149,7 +154,7 @@ def read_record(directory: Path) -> ClassifierRecord:
             wanted=f"a run folder or a model folder with {RECORD}",
             do="Train one with: qlassify train DATA.",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ModelError("cannot read the saved classifier", where=path, got=error) from None
 
 
@@ -173,7 +178,7 @@ def load_classifier(
     attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
     load_adapter(attachment, directory)
     classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
-    encoder = TextEncoder.load(directory, record.max_length)
+    encoder = TextEncoder.load(directory, record.max_length, record.long)
     return LoadedClassifier(record, classifier, attachment, encoder, base.source, base.placement)
 
 

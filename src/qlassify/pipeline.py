@@ -199,6 +199,9 @@ class ClassifyPipeline(StepwisePipeline):
                 pooling=record.pooling,
                 max_length=record.max_length,
                 head_bias=record.head_bias,
+                long=record.long.policy,
+                window_overlap=record.long.window_overlap,
+                max_windows=record.long.max_windows,
             ),
             quant=quant,
             method=method,
@@ -257,6 +260,7 @@ class ClassifyPipeline(StepwisePipeline):
         """Build method and head for a data set's labels, with recommended settings if none were given."""
         labels = dataset.labels
         self.text_pair = dataset.train.corpus.pairs is not None
+        self.encoder.long.require_single(pair=self.text_pair)
         run = self.run
         if self._recommend:
             run = RunConfig.parse(
@@ -446,6 +450,7 @@ class ClassifyPipeline(StepwisePipeline):
             threshold=self.run.evaluation.threshold,
             quantization=None if self.backbone.quant is None else self.backbone.quant.model_dump(mode="json"),
             head_bias=trainable.classifier.head.bias is not None,
+            long=self.encoder.long,
         )
         save_classifier(
             LoadedClassifier(

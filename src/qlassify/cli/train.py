@@ -29,6 +29,7 @@ def train(
     base: options.Base = None,
     pooling: options.Pooling = None,
     max_length: options.MaxLength = None,
+    long: options.Long = None,
     precision: options.Precision = None,
     device: options.Device = None,
     method: options.Method = None,
@@ -66,7 +67,9 @@ def train(
                 format=format,
             ),
         ),
-        "model": options.given(base=base, pooling=pooling, max_length=max_length, precision=precision, device=device),
+        "model": options.given(
+            base=base, pooling=pooling, max_length=max_length, long=long, precision=precision, device=device
+        ),
         "method": options.given(kind=method, rank=rank, alpha=alpha),
         "training": options.given(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, class_weights=class_weights
