@@ -67,9 +67,9 @@ def test_windows_are_transformers_overflowing_tokens(name: str, limit: int, over
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("published without a tokenizer.json")
     encoder = TextEncoder.load(folder, limit, LongTexts("windows", overlap, 1000))
-    theirs = encoder.tokenizer(
-        LONG, truncation=True, max_length=limit, stride=overlap, return_overflowing_tokens=True
-    )["input_ids"]
+    theirs = encoder.tokenizer(LONG, truncation=True, max_length=limit, stride=overlap, return_overflowing_tokens=True)[
+        "input_ids"
+    ]
     encoded = encoder.encode([LONG, "short"])
     ours = windows_of(encoded, 0)
     assert len(ours) == len(theirs) > 2
@@ -193,7 +193,7 @@ def test_pairs_are_cut_at_their_longer_side(tokenizer: Any, first: int, second: 
 
 @pytest.mark.parametrize("policy", ["head_tail", "windows"])
 def test_pairs_are_refused(policy: Any, tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="model.long") as caught:
+    with pytest.raises(ConfigError, match=r"model\.long") as caught:
         TextEncoder(tokenizer, 16, LongTexts(policy)).encode(["a dog"], ["a cat"])
     assert "model.long=truncate" in str(caught.value)
 
@@ -275,6 +275,13 @@ def test_how_much_each_policy_reads(tokenizer: Any) -> None:
     for policy in ("truncate", "head_tail"):
         other = TextEncoder(tokenizer, 12, LongTexts(policy, 3, 5))
         assert long_reading(other.encode(texts), other, pair=False).unread == found.unread
+
+
+def test_what_windows_would_read_with_an_overlap_that_they_would_refuse(tokenizer: Any) -> None:
+    """The setting is not in use, so it is not refused; a window then has one token of its own."""
+    encoder = TextEncoder(tokenizer, 12, LongTexts("truncate", 50, 5))
+    found = long_reading(encoder.encode([words_of(40)]), encoder, pair=False)
+    assert found.unread["windows"] == 40 - (10 + 4)
 
 
 def test_of_pairs_only_what_was_cut_is_said(tokenizer: Any) -> None:

@@ -58,8 +58,9 @@ def _limit_advice(situation: Situation, cut: Truncation, wanted: int) -> tuple[s
 
 def _counted(situation: Situation) -> Truncation | None:
     """The count of cut texts, if it was made at the run's limit or a larger one, and under its policy."""
-    cut, model = situation.data.truncation, situation.run.model
-    if cut is None or model.max_length > cut.max_length or model.long != cut.long:
+    cut, model, most = situation.data.truncation, situation.run.model, _positions(situation)
+    limit = model.max_length if most is None else min(model.max_length, most)
+    if cut is None or limit > cut.max_length or model.long != cut.long:
         return None
     return None if cut.long == "windows" and model.max_windows > cut.max_windows else cut
 

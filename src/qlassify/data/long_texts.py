@@ -150,7 +150,8 @@ class LongTexts:
         return self._step(max_length, max_length - special_tokens)
 
     def _step(self, max_length: int, room: int) -> int:
-        return room - (_quarter(max_length, room) if self.window_overlap is None else self.window_overlap)
+        overlap = _quarter(max_length, room) if self.window_overlap is None else self.window_overlap
+        return max(1, room - overlap)  # less than 1 only where it is asked what windows would read
 
 
 def _quarter(max_length: int, room: int) -> int:
