@@ -48,7 +48,8 @@ def _limit_advice(situation: Situation, cut: Truncation, wanted: int) -> tuple[s
         return f"model.max_windows={number}", {"model.max_windows": number}
     limit = _larger_limit(situation, wanted)
     if limit is not None:
-        return f"model.max_length={limit}", {"model.max_length": limit}
+        rest = ", then model.long=windows for what is longer" if limit < wanted and not situation.data.pairs else ""
+        return f"model.max_length={limit}{rest}", {"model.max_length": limit}
     if not situation.data.pairs:
         return "model.long=windows, which reads texts in parts: the model has no more positions", {
             "model.long": "windows"
@@ -208,7 +209,8 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
         title="Texts that are cut",
         subject=SUBJECT,
         rule="Info if more than 1 % of the training texts are cut, warn above 5 %; error above 20 % if "
-        "model.max_length is below both 512 and what the model has positions for.",
+        "model.max_length is below both 512 and what the model has positions for and texts are not read in windows. "
+        "The remedy is a larger limit, model.long=windows where the model has no more positions, or more windows.",
         severities=(INFO, WARN, ERROR),
         sources=(
             sources.ENTRENAR.says("at most 1 % cut"),
