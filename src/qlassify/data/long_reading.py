@@ -52,8 +52,9 @@ def long_reading(encoded: Encoded, encoder: TextEncoder, *, pair: bool) -> LongR
     unread: dict[str, int] = {
         policy: LongTexts(policy, long.window_overlap, long.max_windows).unread(lengths, limit, special)
         for policy in POLICIES
-        if policy != long.policy and not pair
+        if policy == long.policy or not pair
     }
+    # Of the policy in force, what was counted row by row: pairs have more special tokens.
     unread[long.policy] = int(encoded.lost_tokens.sum())
     return LongReading(len(encoded), int((lengths > limit).sum()), int(lengths.sum()), unread, encoded.num_tokens)
 
