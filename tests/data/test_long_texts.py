@@ -20,7 +20,7 @@ from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError
 from tiny_jobs import FILLERS, save_tokenizer
 
-NAMES = ["bert-base-uncased", "roberta-base", "gpt2", "tinyllama-1.1b", "qwen2-0.5b"]
+NAMES = ["bert-base-uncased", "roberta-base", "gpt2", "tinyllama-1.1b", "modernbert-base"]
 LONG = " ".join(f"[CLS] number {n} of naïve 東京 words, 👍🏽" for n in range(40))
 SPECIAL = 2
 """Special tokens of the word tokeniser: one before and one behind a text."""
