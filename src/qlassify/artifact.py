@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qlassify.config.quant import QuantConfig
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ConfigError, ModelError
 from qlassify.evaluation.decision import DecisionRule
@@ -61,6 +62,7 @@ class ClassifierRecord:
         precision: arithmetic of the backbone while training, ``bf16`` or ``fp32``.
         threshold: probability from which a label counts as given (multi-label).
         quantization: the format of the backbone's low-bit weights, or None; quantising again gives the same codes.
+        long: what is read of longer texts; records that do not say so truncate them.
         head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
         decision: how answers are read off the probabilities, beyond ``threshold``; None where nothing else was chosen.
     """
@@ -77,6 +79,7 @@ class ClassifierRecord:
     quantization: Mapping[str, Any] | None = None
     head_bias: bool = True
     decision: Mapping[str, Any] | None = None
+    long: LongTexts = field(default_factory=LongTexts)
 
     @property
     def rule(self) -> DecisionRule:
@@ -162,6 +165,8 @@ def read_record(directory: Path) -> ClassifierRecord:
             raise ValueError(f"format is not {FORMAT}")
         settings.pop("qlassify")
         settings["labels"] = tuple(settings["labels"])
+        if "long" in settings:
+            settings["long"] = LongTexts(**settings["long"])
         record = ClassifierRecord(**settings)
         require_fitting(record.rule, len(record.labels))
         return record
@@ -215,7 +220,7 @@ def load_classifier(
     attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
     load_adapter(attachment, directory)
     classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
-    encoder = TextEncoder.load(directory, record.max_length)
+    encoder = TextEncoder.load(directory, record.max_length, record.long)
     return LoadedClassifier(record, classifier, attachment, encoder, base.source, base.placement)
 
 

@@ -26,6 +26,7 @@ from qlassify.data.findings import INFO, WARNING, Check, Finding, listed, named,
 from qlassify.data.giveaways import GiveAways, find_give_aways
 from qlassify.data.label_balance import LabelBalance, label_balance
 from qlassify.data.leaks import Leak, SimilarGroups, find_leaks, similar_groups
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.near_duplicates import near_duplicates
 from qlassify.data.passages import shared_passages
 from qlassify.data.repeats import DistinctTexts, Duplicates, distinct_texts, find_duplicates
@@ -145,7 +146,14 @@ class DataAudit:
         }
 
 
-def audit(dataset: Dataset, encoded: Mapping[str, Encoded], *, special_tokens: int, seed: int) -> DataAudit:
+def audit(
+    dataset: Dataset,
+    encoded: Mapping[str, Encoded],
+    *,
+    special_tokens: int,
+    seed: int,
+    long: LongTexts | None = None,
+) -> DataAudit:
     """Look at everything that a run will read.
 
     Args:
@@ -153,6 +161,7 @@ def audit(dataset: Dataset, encoded: Mapping[str, Encoded], *, special_tokens: i
         encoded: part -> the same rows as tokens of the model in use.
         special_tokens: tokens that its tokeniser adds to each text (or pair).
         seed: the run's.
+        long: what is read of longer texts; their first tokens when None.
     """
     parts = {name: rows.corpus for name, rows in dataset.parts().items()}
     distinct = distinct_texts(parts)
@@ -164,7 +173,7 @@ def audit(dataset: Dataset, encoded: Mapping[str, Encoded], *, special_tokens: i
         file_rows(dataset),
         label_balance(dataset),
         tuple(
-            token_lengths(name, rows, encoded[name], dataset.labels, special_tokens=special_tokens)
+            token_lengths(name, rows, encoded[name], dataset.labels, special_tokens=special_tokens, long=long)
             for name, rows in dataset.parts().items()
         ),
         tuple(find_duplicates(name, corpus) for name, corpus in parts.items()),

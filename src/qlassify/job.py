@@ -30,8 +30,10 @@ from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, build_dataset
 from qlassify.data.labels import label_counts
+from qlassify.data.long_reading import long_reading, wording
 from qlassify.data.stats import DataStats
 from qlassify.data.tokenise import Encoded
+from qlassify.dense_copies import settle_dense_copies
 from qlassify.errors import CheckpointError, ConfigError
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.planning.devices import HOST
@@ -264,6 +266,7 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
             "pooling": pipeline.pooling,
             "head_bias": pipeline.head_bias,
             "max_length": pipeline.encoder.max_length,
+            "window_overlap": pipeline.encoder.long.window_overlap,
             "precision": pipeline.placement.precision,
             "device": pipeline.placement.device,
         },
@@ -315,8 +318,14 @@ def _carry_out(
     placement, plan = pipeline.placement, preparation.plan
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
     notes = (*dataset.notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
-    notes = (*notes, *token_notes(encoded, pipeline.encoder.max_length), *preparation.plan_notes, *_guard_notes(guard))
-    copies = pipeline.settle_dense_copies(plan)
+    notes = (*notes, *token_notes(encoded, pipeline), *preparation.plan_notes, *_guard_notes(guard))
+    copies = settle_dense_copies(
+        pipeline.backbone,
+        pipeline.run.model.dense_copies,
+        plan,
+        free_bytes=pipeline.free_memory_bytes(),
+        dtype=placement.dtype,
+    )
     notes = notes if copies is None else (*notes, copies)
     yield NotesEvent(notes)
     environment = runs.environment(
@@ -429,30 +438,30 @@ def _unused_notes(pipeline: ClassifyPipeline, dataset: Dataset) -> tuple[str, ..
     return (f"A probe is solved for, not trained in steps: {', '.join(chosen)} had no effect.",)
 
 
-def token_notes(encoded: Mapping[str, Encoded], max_length: int) -> tuple[str, ...]:
-    """A sentence for each part in which something was cut off or came to nothing."""
-    notes: list[str] = []
+def token_notes(encoded: Mapping[str, Encoded], pipeline: ClassifyPipeline) -> tuple[str, ...]:
+    """Sentences for each part in which texts are longer than the limit or came to nothing."""
+    encoder, notes = pipeline.encoder, list[str]()
     for name, part in encoded.items():
-        if part.num_truncated:
-            share = 100 * part.num_truncated / len(part)
-            lost = int(part.lost_tokens.sum())
-            notes.append(
-                f"{part.num_truncated} of {len(part)} {name} texts ({share:.1f} %) were cut at {max_length} tokens; "
-                f"{lost} tokens at their ends were not read."
-            )
+        reading = long_reading(part, encoder, pair=pipeline.text_pair)
+        if reading.longer:
+            notes.append(wording(name, reading, encoder.long, encoder.max_length))
         if part.num_empty:
             notes.append(f"{part.num_empty} {name} texts came to no token and were read as one unknown token.")
     return tuple(notes)
 
 
 def _data_facts(preparation: Preparation) -> dict[str, Any]:
-    dataset, encoded = preparation.dataset, preparation.encoded
+    dataset, encoded, pipeline = preparation.dataset, preparation.encoded, preparation.pipeline
     counts = label_counts(dataset.train.targets, len(dataset.labels))
     summary = DataStats.from_corpus(encoded["train"], counts)
     return {
         **dataset.facts(),
         "train_tokens": dict(preparation.stats),
         "truncated": {name: part.num_truncated for name, part in encoded.items()},
+        "long_texts": {
+            name: long_reading(part, pipeline.encoder, pair=pipeline.text_pair).as_dict()
+            for name, part in encoded.items()
+        },
         "lost_tokens": {name: int(np.sum(part.lost_tokens)) for name, part in encoded.items()},
         "stats": {
             "p99_token_length": summary.p99_token_length,

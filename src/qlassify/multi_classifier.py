@@ -39,6 +39,7 @@ from qlassify.artifact import (
 )
 from qlassify.config.quant import QuantConfig
 from qlassify.data.labels import LabelMap
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.merge import merge_rows
 from qlassify.data.packing import PackedBatch
 from qlassify.data.tokenise import Encoded, TextEncoder
@@ -49,7 +50,7 @@ from qlassify.evaluation.predict import default_token_budget, probabilities
 from qlassify.methods.several import AdapterSet, Segment
 from qlassify.models.classifier import hidden_states
 from qlassify.models.head import ClassificationHead
-from qlassify.models.pooling import pool
+from qlassify.models.pooling import average_windows, pool
 
 FloatArray = npt.NDArray[np.float64]
 Names = list[str] | tuple[str, ...]
@@ -64,7 +65,7 @@ class Member:
         record: labels, pooling, maximal length, decisions and base model, as they were saved.
         labels: the classes.
         head: the classification head.
-        encoder: the tokeniser with the maximal length; members with the same files share it.
+        encoder: the tokeniser with the maximal length and policy; members with the same ones share it.
         encoder_key: what makes two of them the same.
     """
 
@@ -72,7 +73,7 @@ class Member:
     labels: LabelMap
     head: ClassificationHead
     encoder: TextEncoder
-    encoder_key: tuple[str, int]
+    encoder_key: tuple[str, int, LongTexts]
 
 
 class MultiClassifier:
@@ -161,9 +162,9 @@ class MultiClassifier:
         folder = model_folder(Path(directory))
         record = read_record(folder)
         self._require_same_base(record, folder)
-        key = (_tokeniser_digest(folder), record.max_length)
+        key = (_tokeniser_digest(folder), record.max_length, record.long)
         known = (member.encoder for member in self._members.values() if member.encoder_key == key)
-        encoder = next(known, None) or TextEncoder.load(folder, record.max_length)
+        encoder = next(known, None) or TextEncoder.load(folder, record.max_length, record.long)
         head = load_head(record, folder, self.backbone).eval().requires_grad_(False)
         with self._lock:
             self._adapters.add(name, folder)
@@ -267,7 +268,7 @@ class MultiClassifier:
             hidden_TH, layout = hidden_states(self.backbone, batch)
         members = [self._members[names[row]] for row in batch.rows]
         modes = dict.fromkeys(member.record.pooling for member in members)
-        pooled = {mode: pool(hidden_TH, layout, mode) for mode in modes}
+        pooled = {mode: average_windows(pool(hidden_TH, layout, mode), batch.windows) for mode in modes}
         logits: list[Tensor] = []
         start = 0
         for stop in range(1, len(members) + 1):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qlassify.artifact import HEAD, ClassifierRecord, LoadedClassifier
 from qlassify.config.quant import QuantConfig
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ConfigError, ModelError
 from qlassify.methods import peft_format
@@ -109,8 +110,9 @@ def load_peft_classifier(
     copy_tensors(dict(head.named_parameters()), head_tensors, directory)
     limit = int(found.record.get("max_length", max_length))
     limit = limit if backbone.max_positions is None else min(limit, backbone.max_positions)
+    long = _long(found)
     own_tokens = (directory / "tokenizer.json").is_file()
-    encoder = TextEncoder.load(directory if own_tokens else source.directory, limit)
+    encoder = TextEncoder.load(directory if own_tokens else source.directory, limit, long)
     record = ClassifierRecord(
         labels=names,
         multi_label=bool(found.record.get("multi_label", False)) if multi_label is None else multi_label,
@@ -124,9 +126,18 @@ def load_peft_classifier(
         decision=found.record.get("decision"),
         quantization=None if backbone.quant is None else backbone.quant.model_dump(mode="json"),
         head_bias=head.bias is not None,
+        long=encoder.long,
     )
     classifier = Classifier(backbone, head.to(placement.device), pooling).eval()
     return LoadedClassifier(record, classifier, attachment, encoder, source, placement)
+
+
+def _long(found: _Found) -> LongTexts:
+    """What an export of ours says of longer texts; they are truncated where nothing is said."""
+    try:
+        return LongTexts(**found.record.get("long", {}))
+    except (TypeError, ConfigError) as error:
+        raise ModelError("cannot read what is done with long texts", where=found.directory, got=error) from None
 
 
 def _read(directory: Path) -> _Found:

@@ -40,6 +40,7 @@ from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, LabelledRows, build_dataset, label_rows
 from qlassify.data.labels import LabelMap, label_counts, reconcile
 from qlassify.data.tokenise import Encoded
+from qlassify.dense_copies import settle_dense_copies
 from qlassify.errors import ConfigError, DataError, ModelError
 from qlassify.evaluation.decision import Answer, DecisionRule, named_sets
 from qlassify.evaluation.decision_fit import fit_decision, plain_rule, require_possible
@@ -50,9 +51,8 @@ from qlassify.evaluation.selection import require_score
 from qlassify.forecasting import make_forecast, runtime_bytes
 from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
-from qlassify.planning.plan import Plan, human_bytes
+from qlassify.planning.plan import Plan
 from qlassify.probing import probe_solver
-from qlassify.quant.linear import low_bit_layers
 from qlassify.stepwise import StepwisePipeline, Trainable
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent
@@ -211,6 +211,9 @@ class ClassifyPipeline(StepwisePipeline):
                 pooling=record.pooling,
                 max_length=record.max_length,
                 head_bias=record.head_bias,
+                long=record.long.policy,
+                window_overlap=record.long.window_overlap,
+                max_windows=record.long.max_windows,
             ),
             quant=quant,
             method=method,
@@ -253,7 +256,13 @@ class ClassifyPipeline(StepwisePipeline):
         )
         self.prepare_for(dataset)
         encoded = self.encode_dataset(dataset)
-        self.settle_dense_copies(self.plan(encoded["train"], dataset.train.targets))
+        settle_dense_copies(
+            self.backbone,
+            self.run.model.dense_copies,
+            self.plan(encoded["train"], dataset.train.targets),
+            free_bytes=self.free_memory_bytes(),
+            dtype=self.placement.dtype,
+        )
         events = list(self.training_loop(dataset, encoded).run())
         self.calibrate(dataset.validation, encoded["validation"])
         steps = [event for event in events if isinstance(event, StepEvent)]
@@ -272,6 +281,7 @@ class ClassifyPipeline(StepwisePipeline):
         labels = dataset.labels
         self._decision = None
         self.text_pair = dataset.train.corpus.pairs is not None
+        self.encoder.long.require_single(pair=self.text_pair)
         run = self.run
         if self._recommend:
             run = RunConfig.parse(
@@ -302,24 +312,6 @@ class ClassifyPipeline(StepwisePipeline):
         """What training on these rows will need; balanced sampling needs their classes."""
         sketch = self if self.backbone.is_sketch else self.sketch()
         return make_forecast(sketch, encoded, runtime_bytes=runtime_bytes(self.placement.device), targets=targets)
-
-    def settle_dense_copies(self, plan: Plan) -> str | None:
-        """Keep low-bit weights as numbers if the settings ask for it and, with ``auto``, the plan allows it.
-
-        Returns:
-            A sentence about it; None when there was nothing to decide.
-        """
-        layers, setting = low_bit_layers(self.backbone.model).values(), self.run.model.dense_copies
-        if not layers or setting == "never":
-            return None
-        free = self.free_memory_bytes()
-        kept = setting == "always" or (free is not None and plan.allows_dense_copies(free))
-        for low_bit in layers:
-            low_bit.keep_dense(self.placement.dtype if kept else None)
-        size = human_bytes(plan.dense_copy_bytes)
-        if kept:
-            return f"The low-bit weights are also kept as numbers, {size}, to save forming them anew."
-        return f"The low-bit weights are not kept as numbers ({size}): memory is too scarce."
 
     def free_memory_bytes(self) -> int | None:
         """Memory that is free where the model computes; None where the system does not say."""
@@ -490,6 +482,7 @@ class ClassifyPipeline(StepwisePipeline):
             decision=self.decision.model_dump(mode="json"),
             quantization=None if self.backbone.quant is None else self.backbone.quant.model_dump(mode="json"),
             head_bias=trainable.classifier.head.bias is not None,
+            long=self.encoder.long,
         )
         return LoadedClassifier(
             record, trainable.classifier, trainable.attachment, self.encoder, self.source, self.placement

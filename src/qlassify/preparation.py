@@ -182,13 +182,13 @@ def examine(
     found = None if known is None else known.audit
     if known is None and pipeline.run.data.audit:
         special = pipeline.encoder.num_special_tokens(pair=pipeline.text_pair)
-        found = audit(dataset, encoded, special_tokens=special, seed=pipeline.run.seed)
+        found = audit(dataset, encoded, special_tokens=special, seed=pipeline.run.seed, long=pipeline.encoder.long)
     # After the audit, whose libraries and leavings are there while the run trains.
     runtime = runtime_bytes(pipeline.placement.device) if known is None else known.plan.memory.runtime_bytes
     plan = make_forecast(pipeline, encoded["train"], runtime_bytes=runtime, targets=dataset.train.targets)
     free = pipeline.free_memory_bytes() if memory_bytes is None else max(0, memory_bytes - runtime)
     situation = _situation(pipeline, dataset, encoded["train"], found, free)
-    lengths = encoded["train"].lengths + encoded["train"].lost_tokens
+    lengths = encoded["train"].whole_lengths
     return Preparation(dataset, pipeline, encoded, plan, summarise(lengths.tolist()), found, check(situation), free)
 
 
@@ -230,7 +230,9 @@ def _situation(
 def _data_facts(pipeline: ClassifyPipeline, dataset: Dataset, train: Encoded, audit: DataAudit | None) -> DataFacts:
     """Rows, classes, lengths and what the audit counted."""
     labels, targets = dataset.labels, dataset.train.targets
-    lengths = train.lengths + train.lost_tokens
+    encoder = pipeline.encoder
+    long = encoder.long
+    lengths = train.whole_lengths
     percentiles = [int(value) for value in np.percentile(lengths, [50, 90, 95, 99, 100], method="inverted_cdf")]
     cut = train.lost_tokens > 0
     members = targets > 0.5 if labels.multi_label else targets[:, None] == np.arange(len(labels))
@@ -245,8 +247,15 @@ def _data_facts(pipeline: ClassifyPipeline, dataset: Dataset, train: Encoded, au
         class_names=labels.names,
         token_lengths=TokenLengths(*percentiles),
         truncation=Truncation(
-            pipeline.encoder.max_length, float(cut.mean()), tuple(float(share) for share in by_class)
+            encoder.max_length,
+            float(cut.mean()),
+            tuple(float(share) for share in by_class),
+            end="middle" if long.policy == "head_tail" else "tail",
+            long=long.policy,
+            max_windows=long.max_windows,
+            window_step=long.step(encoder.max_length, encoder.num_special_tokens(pair=False)),
         ),
+        pairs=pipeline.text_pair,
         duplicates=None if own is None else own.same.surplus,
         conflicts=None if own is None else own.same.conflicting_rows,
         leaks=None if audit is None else sum(count.rows for one in leaks for count in one.counts.values()),

@@ -88,7 +88,7 @@ def evaluate_run(
     if corpus.rejections:
         notes = (*notes, f"{len(corpus.rejections)} of {corpus.total_rows} rows were rejected.")
     encoded = pipeline.encode_corpus(rows.corpus)
-    notes = (*notes, *token_notes({data.name: encoded}, pipeline.encoder.max_length))
+    notes = (*notes, *token_notes({data.name: encoded}, pipeline))
     if run is not None:
         pipeline.run = pipeline.run.replace(
             evaluation=run.evaluation.model_dump(), data=run.data.model_dump(), seed=run.seed

@@ -22,6 +22,7 @@ from qlassify.base_model import attachable, load_base, sketch_base, weight_forma
 from qlassify.config.method import positions_before_text
 from qlassify.config.run import RunConfig
 from qlassify.data.labels import LabelMap, class_weights
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.samples import (
     MultiLabelSample,
@@ -115,7 +116,7 @@ class StepwisePipeline:
         run = run.replace(quant=weight_format(source, run))
         backbone = (load_base if weights else sketch_base)(source, placement, run)
         max_length = backbone.longest_text(run.model.max_length, behind=positions_before_text(run.method))
-        encoder = TextEncoder.load(source.directory, max_length)
+        encoder = TextEncoder.load(source.directory, max_length, LongTexts.of(run.model))
         pooling = run.model.pooling
         if pooling == "auto":
             pooling = choose_pooling(source.directory, causal=backbone.causal)
@@ -229,16 +230,36 @@ class StepwisePipeline:
     # Tokens
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of one text, special tokens included, cut at the maximal length."""
-        ids: list[int] = self.encoder.encode([text]).row(0).tolist()
+        """Token ids of one text, special tokens included, cut at the maximal length.
+
+        Raises:
+            ConfigError: the text is read in several windows (``model.long=windows``).
+        """
+        ids: list[int] = self._one_sequence_each([text]).row(0).tolist()
         return ids
 
     def pre_tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
-        """Tokenise samples once, for the methods that end in ``_tokenized``."""
-        encoded = self.encoder.encode([sample.input for sample in samples])
+        """Tokenise samples once, for the methods that end in ``_tokenized``.
+
+        Raises:
+            ConfigError: a text is read in several windows (``model.long=windows``).
+        """
+        encoded = self._one_sequence_each([sample.input for sample in samples])
         return [
             TokenizedSample(tuple(encoded.row(index).tolist()), sample.label) for index, sample in enumerate(samples)
         ]
+
+    def _one_sequence_each(self, texts: Sequence[str]) -> Encoded:
+        """Token ids of texts of which each is one sequence, so that a list of ids can stand for it."""
+        encoded = self.encoder.encode(texts)
+        if encoded.windows is not None:
+            raise ConfigError(
+                "a text of several windows is not one list of token ids",
+                where="model.long",
+                got=f"{int(encoded.windows.counts.max())} windows",
+                do="Give the text itself: train_batch, accumulate_gradients and forward_only take windows.",
+            )
+        return encoded
 
     def load_corpus(self, path: str | Path) -> list[Sample]:
         """Read ``{"input", "label"}`` lines whose labels are class numbers of this pipeline."""

@@ -39,6 +39,21 @@ def test_without_measuring_no_step_is_timed(
     assert memory["total_bytes"] == sum(count for name, count in memory.items() if name != "total_bytes")
 
 
+def test_the_policy_for_long_texts_counts_in_the_plan(command: Command, tiny_base: Path, train_csv: Path) -> None:
+    """More tokens in windows; a policy that there is not is refused by its name."""
+    given = ("plan", train_csv, "--base", tiny_base, "--no-measure", "--json", "--max-length", "6", "--epochs", "4")
+    given = (*given, "--memory", "1TB", "--set", 'accepted_contracts=["C-SEQ-001"]')
+    tokens = {}
+    for policy in ("truncate", "head_tail", "windows"):
+        done = command(*given, "--long", policy)
+        assert done.code == 0, done.err
+        tokens[policy] = json.loads(done.out)["methods"][0]["plan"]["tokens"]
+    assert tokens["windows"] > tokens["truncate"] == tokens["head_tail"]
+    refused = command(*given, "--long", "all")
+    assert refused.code == 2
+    assert "model.long" in refused.err
+
+
 def test_a_timed_step_gives_seconds(command: Command, tiny_base: Path, train_csv: Path) -> None:
     done = command("plan", train_csv, "--base", tiny_base, "--json", "--memory", "1TB", "--epochs", "4")
     assert done.code == 0, done.err

@@ -122,6 +122,9 @@ def test_every_field_reaches_the_run() -> None:
         target_modules=("query",),
         use_rslora=True,
         pooling="mean",
+        long="windows",
+        window_overlap=9,
+        max_windows=5,
         head_bias=True,
         precision="fp32",
         device="cpu",
@@ -132,6 +135,9 @@ def test_every_field_reaches_the_run() -> None:
         "base": "somewhere",
         "pooling": "mean",
         "max_length": 77,
+        "long": "windows",
+        "window_overlap": 9,
+        "max_windows": 5,
         "head_bias": True,
         "precision": "fp32",
         "device": "cpu",
@@ -177,6 +183,8 @@ def test_no_default_lives_twice() -> None:
     flat, run = ClassifyConfig(), RunConfig()
     for name in ("weight_decay", "warmup_fraction", "schedule", "label_smoothing", "gradient_clip_norm", "epochs"):
         assert getattr(flat, name) == getattr(run.training, name), name
+    for name in ("long", "window_overlap", "max_windows"):
+        assert getattr(flat, name) == getattr(run.model, name), name
     assert flat.seed == run.seed
 
 

@@ -120,14 +120,34 @@ def test_a_text_that_was_cut_fits_after_the_remedy() -> None:
         assert found.remedy["model.max_length"] >= lengths.p99
 
 
-def test_a_model_without_positions_is_not_told_to_read_more() -> None:
+def test_a_model_without_positions_is_told_to_read_in_parts() -> None:
     run = RunConfig.parse({"model": {"max_length": 128}})
     data = DataFacts(token_lengths=TokenLengths(90, 300, 400, 500, 900), truncation=Truncation(128, 0.45, (0.1, 0.95)))
     found = check(Situation(run, ModelFacts(max_positions=128), data)).items
     by_id = {item.contract_id: item for item in found}
     assert by_id["C-SEQ-001"].severity is Severity.WARN
-    assert by_id["C-SEQ-001"].remedy == by_id["C-SEQ-002"].remedy == {}
-    assert "more positions" in by_id["C-SEQ-001"].recommendation
+    assert by_id["C-SEQ-001"].remedy == by_id["C-SEQ-002"].remedy == {"model.long": "windows"}
+    assert "no more positions" in by_id["C-SEQ-001"].recommendation
+
+
+def test_a_limit_that_the_model_has_no_positions_for_is_no_larger_limit() -> None:
+    """The default gives way to the model's positions, and what was cut there is told all the same."""
+    data = DataFacts(token_lengths=TokenLengths(90, 300, 400, 500, 900), truncation=Truncation(128, 0.45))
+    found = check(Situation(RunConfig(), ModelFacts(max_positions=128), data)).items
+    assert "C-SEQ-001" in {item.contract_id for item in found}
+
+
+def test_texts_fit_into_the_windows_that_are_advised() -> None:
+    """A window is 382 tokens ahead of the one before it; the first holds 510 beside two special ones."""
+    cut = Truncation(512, 0.04, long="windows", max_windows=4, window_step=382)
+    data = DataFacts(token_lengths=TokenLengths(500, 1000, 1500, 3000, 9000), truncation=cut)
+    run = RunConfig.parse({"model": {"long": "windows", "max_windows": 4}})
+    (found,) = [
+        one for one in check(Situation(run, ModelFacts(max_positions=512), data)).items if "SEQ" in one.contract_id
+    ]
+    number = found.remedy["model.max_windows"]
+    assert 512 + (number - 1) * 382 >= 3000 > 512 + (number - 3) * 382
+    assert "4 windows" in found.message
 
 
 # What is recommended

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from qlassify.evaluation import intervals, minority, slices
+from qlassify.evaluation.decision import DecisionRule
+from qlassify.evaluation.decision_scores import score_decisions
 from qlassify.evaluation.metrics import evaluate_predictions
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -72,7 +74,8 @@ def test_the_keys_of_the_file_are_named(tmp_path: Path) -> None:
     labels = build_label_map(corpus)
     rows, scores = label_rows(corpus, labels), np.array([[0.9, 0.1], [0.2, 0.8]])
     metrics = evaluate_predictions(rows.targets, scores, labels.names, multi_label=False)
-    written = as_json(Assessment("test", rows, scores, labels, metrics, (), 1.0, (), 0.5))
+    decisions = score_decisions(DecisionRule(), scores, scores, rows.targets, labels.names, multi_label=False)
+    written = as_json(Assessment("test", rows, scores, labels, metrics, (), 1.0, (), DecisionRule(), decisions))
     table = re.findall(r"^\| (`.*?) \|", section("metrics.json"), re.MULTILINE)
     assert {key for cell in table for key in re.findall(r"`(\w+)`", cell)} == set(written)
 

@@ -37,6 +37,7 @@ LAYERS = {
         "job",
         "scoring",
         "calibrating",
+        "dense_copies",
         "comparing",
         "differences",
         "repeating",

@@ -113,6 +113,9 @@ def test_the_settings_on_record_leave_nothing_open(reference: Path, tiny_base: P
         "base": str(tiny_base.resolve()),
         "pooling": "cls",
         "max_length": 64,
+        "long": "truncate",
+        "window_overlap": None,
+        "max_windows": 16,
         "head_bias": True,
         "precision": "fp32",
         "device": "cpu",
@@ -200,7 +203,7 @@ def test_texts_that_were_cut_are_in_the_record(tiny_base: Path, tmp_path: Path) 
     assert sum(data["truncated"].values()) == 6
     words = sum(max(0, len(text.split()) + 2 - 32) for text, _ in rows)
     assert sum(data["lost_tokens"].values()) == words
-    assert any("were cut at 32 tokens" in note for note in finished.assessment.notes)
+    assert any("longer than 32 tokens; model.long=truncate does not read" in note for note in finished.assessment.notes)
 
 
 def test_the_record_repeats_the_run(reference: Path, tmp_path: Path) -> None:

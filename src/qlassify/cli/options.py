@@ -29,6 +29,7 @@ Base = Annotated[
 ]
 Pooling = Annotated[str | None, typer.Option(help="auto, last, cls or mean.", rich_help_panel=MODEL)]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", rich_help_panel=MODEL)]
+Long = Annotated[str | None, typer.Option(help="Longer texts: truncate, head_tail or windows.", rich_help_panel=MODEL)]
 Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", rich_help_panel=MODEL)]
 Method = Annotated[
     str | None,

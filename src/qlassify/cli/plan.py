@@ -27,6 +27,7 @@ def plan(
     format: options.Format = None,
     base: options.Base = None,
     max_length: options.MaxLength = None,
+    long: options.Long = None,
     precision: options.Precision = None,
     device: options.Device = None,
     method: Annotated[str | None, typer.Option(help="One method, or all.", rich_help_panel=MODEL)] = None,
@@ -67,7 +68,7 @@ def plan(
                 format=format,
             ),
         ),
-        "model": options.given(base=base, max_length=max_length, precision=precision, device=device),
+        "model": options.given(base=base, max_length=max_length, long=long, precision=precision, device=device),
         "method": options.given(kind=None if method == "all" else method, rank=rank),
         "training": options.given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
     }

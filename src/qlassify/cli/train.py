@@ -32,6 +32,7 @@ def train(
     base: options.Base = None,
     pooling: options.Pooling = None,
     max_length: options.MaxLength = None,
+    long: options.Long = None,
     precision: options.Precision = None,
     device: options.Device = None,
     method: options.Method = None,
@@ -58,31 +59,17 @@ def train(
     """Train a classifier on DATA. Whatever is not given is chosen for the data, printed and recorded."""
     from qlassify.config.files import gather_settings, layer
 
+    reading = options.reading_settings(
+        text=text, text_pair=text_pair, label=label, label_separator=label_separator, header=header, format=format
+    )
+    files = options.given(train=_text(data), eval=_text(eval_file), test=_text(test), slices=slices or None)
+    model = options.given(pooling=pooling, max_length=max_length, long=long, precision=precision, device=device)
+    balance = options.given(class_weights=class_weights, focal_gamma=focal_gamma, sampling=sampling)
     flags: dict[str, Any] = {
-        "data": options.given(
-            train=_text(data),
-            eval=_text(eval_file),
-            test=_text(test),
-            **options.reading_settings(
-                text=text,
-                text_pair=text_pair,
-                label=label,
-                label_separator=label_separator,
-                header=header,
-                format=format,
-                slices=slices,
-            ),
-        ),
-        "model": options.given(base=base, pooling=pooling, max_length=max_length, precision=precision, device=device),
+        "data": {**files, **reading},
+        "model": {**options.given(base=base), **model},
         "method": options.given(kind=method, rank=rank, alpha=alpha),
-        "training": options.given(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            class_weights=class_weights,
-            focal_gamma=focal_gamma,
-            sampling=sampling,
-        ),
+        "training": {**options.given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate), **balance},
         **options.given(seed=seed, tracking=track or None),
     }
     if resume is not None:

@@ -19,6 +19,7 @@ from qlassify.config.method import ALL_LINEAR, LoraConfig, require_target
 from qlassify.config.quant import QuantConfig
 from qlassify.config.run import (
     DEFAULT_BASE_MODEL,
+    LongPolicy,
     ModelConfig,
     Pooling,
     Precision,
@@ -79,6 +80,12 @@ class ClassifyConfig(Section):
     """Scale by alpha / sqrt(rank)."""
     pooling: Pooling = "auto"
     """Which hidden states make the text's vector."""
+    long: LongPolicy = "truncate"
+    """What is read of a longer text: its first tokens, both ends (head_tail), or all of it in windows."""
+    window_overlap: int | None = pydantic.Field(default=None, ge=0)
+    """Tokens that a window shares with the one before it; a quarter of max_seq_len when None."""
+    max_windows: int = pydantic.Field(default=16, ge=1)
+    """Windows of one text at most."""
     head_bias: Literal["auto"] | bool = "auto"
     """Whether the head adds a bias; by architecture and pooling when auto."""
     precision: Precision = "auto"
@@ -155,6 +162,9 @@ class ClassifyConfig(Section):
                 base=base,
                 pooling=self.pooling,
                 max_length=self.max_seq_len,
+                long=self.long,
+                window_overlap=self.window_overlap,
+                max_windows=self.max_windows,
                 head_bias=self.head_bias,
                 precision=self.precision,
                 device=self.device,

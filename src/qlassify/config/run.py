@@ -20,6 +20,7 @@ DEFAULT_BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """The base model when none is named: small, Apache-2.0, and installable without a hub (the ``demo`` extra)."""
 
 ClassWeighting = Literal["uniform", "inverse", "sqrt_inverse", "effective_number"]
+LongPolicy = Literal["truncate", "head_tail", "windows"]
 Pooling = Literal["auto", "last", "cls", "mean"]
 Precision = Literal["auto", "bf16", "fp32"]
 Sampling = Literal["shuffled", "balanced"]
@@ -67,6 +68,13 @@ class ModelConfig(Section):
     """Which hidden states make the text's vector; by architecture when auto."""
     max_length: int = pydantic.Field(default=512, ge=4)
     """Longest text in tokens, special tokens included; never above what the model has positions for."""
+    long: LongPolicy = "truncate"
+    """What is read of a longer text: its first tokens (truncate), its first quarter of the limit and its last tokens
+    (head_tail), or all of it in overlapping windows whose vectors are averaged (windows)."""
+    window_overlap: int | None = pydantic.Field(default=None, ge=0)
+    """Tokens that a window shares with the one before it; a quarter of max_length when null."""
+    max_windows: int = pydantic.Field(default=16, ge=1)
+    """Windows of one text at most; what lies behind them is not read, and counted."""
     head_bias: Literal["auto"] | bool = "auto"
     """Whether the classification head adds a bias; auto gives none to a causal model pooled at the last token, because
     the heads that transformers has for such models have none, and one everywhere else."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from qlassify.config.run import RunConfig
+from qlassify.config.run import LongPolicy, ModelConfig, RunConfig
 from qlassify.contracts import arithmetic
 
 
@@ -58,13 +58,19 @@ class Truncation:
         max_length: the limit in tokens at which it was counted.
         share: rows that lost a token, over all rows.
         share_by_class: the same within each class.
-        end: which end was lost.
+        end: which end was lost, or the middle.
+        long: the policy for longer texts under which it was counted.
+        max_windows: windows of one text at most, under which it was counted.
+        window_step: tokens by which a window is, or would be, ahead of the one before it; 0 where not known.
     """
 
     max_length: int
     share: float
     share_by_class: tuple[float, ...] = ()
-    end: Literal["tail", "head"] = "tail"
+    end: Literal["tail", "head", "middle"] = "tail"
+    long: LongPolicy = "truncate"
+    max_windows: int = ModelConfig.model_fields["max_windows"].default
+    window_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class DataFacts:
         leaks: validation rows whose text also stands in the training rows.
         validation_counts: validation rows of each class.
         multi_label: whether a row may have several labels.
+        pairs: whether a row is two texts.
     """
 
     rows: int | None = None
@@ -94,6 +101,7 @@ class DataFacts:
     leaks: int | None = None
     validation_counts: tuple[int, ...] | None = None
     multi_label: bool | None = None
+    pairs: bool | None = None
 
     def name_of(self, index: int) -> str:
         """A class's name, or its number where names are not known."""

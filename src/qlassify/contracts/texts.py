@@ -2,11 +2,15 @@
 
 A limit that is larger than the texts costs nothing here, because no batch is padded to it; the dangerous side is the
 other one. Shares are those that tokenising counted, and hold for the limit at which they were counted: with a larger
-limit the contracts wait for another count.
+limit, another policy for long texts or more windows the contracts wait for another count.
+
+What is advised is a larger limit as long as the model has positions, because attention then sees the whole text; behind
+that, windows, which read all of it in parts.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from qlassify.config.method import positions_before_text
@@ -39,18 +43,38 @@ def _larger_limit(situation: Situation, wanted: int) -> int | None:
     return limit if limit > situation.run.model.max_length else None
 
 
-def _limit_advice(situation: Situation, wanted: int) -> tuple[str, dict[str, int]]:
+def _limit_advice(situation: Situation, cut: Truncation, wanted: int) -> tuple[str, dict[str, int | str]]:
     """What to do about cut texts, and the settings that do it, if any can."""
+    if cut.long == "windows":
+        number = max(cut.max_windows + 1, math.ceil(wanted / max(1, cut.window_step)))
+        return f"model.max_windows={number}", {"model.max_windows": number}
     limit = _larger_limit(situation, wanted)
     if limit is not None:
-        return f"model.max_length={limit}", {"model.max_length": limit}
-    return "a model with more positions, or texts cut into parts beforehand: this one can read no more", {}
+        rest = ", then model.long=windows for what is longer" if limit < wanted and not situation.data.pairs else ""
+        return f"model.max_length={limit}{rest}", {"model.max_length": limit}
+    if not situation.data.pairs:
+        return "model.long=windows, which reads texts in parts: the model has no more positions", {
+            "model.long": "windows"
+        }
+    return "a model with more positions: this one can read no more of a pair", {}
 
 
 def _counted(situation: Situation) -> Truncation | None:
-    """The count of cut texts, if it was made at the run's limit or a larger one."""
-    cut = situation.data.truncation
-    return None if cut is None or situation.run.model.max_length > cut.max_length else cut
+    """The count of cut texts, if it was made at the run's limit or a larger one, and under its policy."""
+    cut, model, most = situation.data.truncation, situation.run.model, _positions(situation)
+    limit = model.max_length if most is None else min(model.max_length, most)
+    if cut is None or limit > cut.max_length or model.long != cut.long:
+        return None
+    return None if cut.long == "windows" and model.max_windows > cut.max_windows else cut
+
+
+_LOST = {"tail": "end", "head": "beginning", "middle": "middle"}
+
+
+def _limit(cut: Truncation) -> str:
+    """Where texts were cut, in words."""
+    windows = f" in {cut.max_windows} windows" if cut.long == "windows" else ""
+    return f"{cut.max_length} tokens{windows}"
 
 
 def _truncation(situation: Situation) -> Finding | None:
@@ -59,12 +83,12 @@ def _truncation(situation: Situation) -> Finding | None:
     if cut is None or cut.share <= TRUNCATED_INFO:
         return None
     message = (
-        f"{arithmetic.percent(cut.share)} of the texts lose their {'end' if cut.end == 'tail' else 'beginning'} at "
-        f"{cut.max_length} tokens (half have up to {lengths.p50}, 95 % up to {lengths.p95}, 99 % up to {lengths.p99}, "
+        f"{arithmetic.percent(cut.share)} of the texts lose their {_LOST[cut.end]} at "
+        f"{_limit(cut)} (half have up to {lengths.p50}, 95 % up to {lengths.p95}, 99 % up to {lengths.p99}, "
         f"the longest {lengths.longest})"
     )
-    recommendation, remedy = _limit_advice(situation, lengths.p99)
-    if cut.share > TRUNCATED_ERROR and remedy and situation.run.model.max_length < USUAL_LIMIT:
+    recommendation, remedy = _limit_advice(situation, cut, lengths.p99)
+    if cut.share > TRUNCATED_ERROR and "model.max_length" in remedy and situation.run.model.max_length < USUAL_LIMIT:
         message += f", although the limit is below both the model's positions and the usual {USUAL_LIMIT}"
         return Finding(Severity.ERROR, message, recommendation, remedy)
     severity = Severity.WARN if cut.share > TRUNCATED_WARN else Severity.INFO
@@ -82,10 +106,10 @@ def _truncated_class(situation: Situation) -> Finding | None:
     name = situation.data.name_of(cut.share_by_class.index(worst))
     message = (
         f"{arithmetic.percent(worst)} of the texts of class {name} lose their "
-        f"{'end' if cut.end == 'tail' else 'beginning'}, {arithmetic.percent(cut.share)} of all: what tells the class "
+        f"{_LOST[cut.end]}, {arithmetic.percent(cut.share)} of all: what tells the class "
         "may stand there, and length itself tells it"
     )
-    recommendation, remedy = _limit_advice(situation, lengths.longest)
+    recommendation, remedy = _limit_advice(situation, cut, lengths.longest)
     return Finding(Severity.WARN, message, recommendation, remedy)
 
 
@@ -211,6 +235,8 @@ def _shifted_probabilities(situation: Situation) -> Finding | None:
 INFO, WARN, ERROR = Severity.INFO, Severity.WARN, Severity.ERROR
 _LENGTHS = TokenLengths(p50=40, p90=120, p95=180, p99=253, longest=700)
 _ROOM = {"data.token_lengths": _LENGTHS, "model.max_positions": 512}
+_LONG = {"data.token_lengths": TokenLengths(400, 2000, 4000, 9000, 30000), "model.max_positions": 512}
+_WINDOWED = Truncation(512, 0.02, long="windows", window_step=382)
 
 CONTRACTS: tuple[Contract[Situation], ...] = (
     Contract(
@@ -218,7 +244,8 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
         title="Texts that are cut",
         subject=SUBJECT,
         rule="Info if more than 1 % of the training texts are cut, warn above 5 %; error above 20 % if "
-        "model.max_length is below both 512 and what the model has positions for.",
+        "model.max_length is below both 512 and what the model has positions for and texts are not read in windows. "
+        "The remedy is a larger limit, model.long=windows where the model has no more positions, or more windows.",
         severities=(INFO, WARN, ERROR),
         sources=(
             sources.ENTRENAR.says("at most 1 % cut"),
@@ -226,13 +253,15 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
         ),
         predicate=_truncation,
         needs=("data.truncation", "data.token_lengths"),
-        changes=("model.max_length",),
+        changes=("model.max_length", "model.long", "model.max_windows"),
         widens=("C-HP-004",),
         examples=(
             Example({"model.max_length": 256}, {**_ROOM, "data.truncation": Truncation(256, 0.009)}),
             Example({"model.max_length": 200}, {**_ROOM, "data.truncation": Truncation(200, 0.04)}, INFO),
             Example({"model.max_length": 128}, {**_ROOM, "data.truncation": Truncation(128, 0.09)}, WARN),
             Example({"model.max_length": 64}, {**_ROOM, "data.truncation": Truncation(64, 0.35)}, ERROR),
+            Example({"model.max_length": 512}, {**_LONG, "data.truncation": Truncation(512, 0.35)}, WARN),
+            Example({"model.long": "windows"}, {**_LONG, "data.truncation": _WINDOWED}, INFO),
         ),
     ),
     Contract(
@@ -244,7 +273,7 @@ CONTRACTS: tuple[Contract[Situation], ...] = (
         sources=(sources.OURS.says("5 % and twice"),),
         predicate=_truncated_class,
         needs=("data.truncation", "data.token_lengths"),
-        changes=("model.max_length",),
+        changes=("model.max_length", "model.long", "model.max_windows"),
         widens=("C-HP-004",),
         examples=(
             Example({"model.max_length": 256}, {**_ROOM, "data.truncation": Truncation(256, 0.03, (0.03, 0.03))}),

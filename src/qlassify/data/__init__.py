@@ -12,6 +12,7 @@ A file goes through this room in small steps, each in its own file:
     cells       one cell to a text or to label names, or to the reason why not
     corpus      all of it: ``read_corpus``
     rows        the same for prediction, in bounded memory: ``iter_text_rows``
+    long_texts  what is read of a text that is longer than the limit
     labels      label names to targets, counts and class weights
     split       a stratified held-out part without leaks
 
@@ -20,6 +21,7 @@ What is looked for in the rows, and changes none of them (put in order by ``audi
     findings        how a finding is said, and how grave it is
     label_balance   rows of each label, and two spellings of one
     token_lengths   lengths, truncation, texts that are hardly any
+    long_reading    how much of the texts each policy for long ones reads
     repeats         one text in several rows, with one label or with several
     shingles        texts as sets of short windows of characters, compiled
     similar         pairs of texts that are alike, and their groups

@@ -8,6 +8,8 @@ tokens and need nothing more, and attention is told the lengths (``models/attent
     positions  0 1 2 3 4 0 1 0 1 2
     lengths    5 2 3
 
+A text that is read in windows is as many sequences, which stand side by side and count as one row.
+
 Within a batch texts stand longest first, because attention groups texts of similar length. Which optimiser step a
 text belongs to is decided elsewhere; here a step's rows are only cut into micro-batches of at most ``token_budget``
 tokens, which changes how much memory a step needs and not what it computes.
@@ -30,14 +32,15 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Texts packed into one row of T tokens.
+    """Texts packed into one row of T tokens: B texts, which are S sequences.
 
     Attributes:
         rows: (B,) index of each text in the ``Encoded`` it came from, in packed order.
         token_ids: (T,) token ids.
-        position_ids: (T,) positions, restarting at 0 with each text.
+        position_ids: (T,) positions, restarting at 0 with each sequence.
         token_type_ids: (T,) segment of a pair each token belongs to, or None.
-        lengths: (B,) tokens of each text; they sum to T.
+        lengths: (S,) tokens of each sequence; they sum to T.
+        windows: (B,) sequences of each text; they sum to S. None where every text is one, and S = B.
     """
 
     rows: IntArray
@@ -45,6 +48,14 @@ class PackedBatch:
     position_ids: IntArray
     token_type_ids: IntArray | None
     lengths: IntArray
+    windows: IntArray | None = None
+
+    @property
+    def row_lengths(self) -> IntArray:
+        """(B,) tokens of each text, those of all its windows together; they sum to T."""
+        if self.windows is None:
+            return self.lengths
+        return np.add.reduceat(self.lengths, np.cumsum(self.windows) - self.windows)
 
     @property
     def num_tokens(self) -> int:
@@ -68,17 +79,35 @@ def pack_in_order(encoded: Encoded, rows: Sequence[int] | IntArray) -> PackedBat
     """Pack the given rows of ``encoded`` as they stand, for a caller who needs some of them side by side."""
     chosen = np.asarray(rows, dtype=np.int64)
     lengths = encoded.lengths[chosen]
-    ends = np.cumsum(lengths)
-    position_ids = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-    source = np.repeat(encoded.offsets[chosen], lengths) + position_ids
+    place = _within(lengths)
+    source = np.repeat(encoded.offsets[chosen], lengths) + place
+    sequences, counts = _sequences(encoded, chosen, lengths)
+    position_ids = place if counts is None else _within(sequences)
     types = encoded.token_type_ids
     return PackedBatch(
         rows=chosen,
         token_ids=encoded.token_ids[source].astype(np.int64),
         position_ids=position_ids.astype(np.int64),
         token_type_ids=None if types is None else types[source].astype(np.int64),
-        lengths=lengths.astype(np.int64),
+        lengths=sequences.astype(np.int64),
+        windows=counts,
     )
+
+
+def _within(lengths: IntArray) -> IntArray:
+    """0, 1, 2 ... for each of the given lengths, one after another."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def _sequences(encoded: Encoded, rows: IntArray, lengths: IntArray) -> tuple[IntArray, IntArray | None]:
+    """(S,) lengths of the rows' sequences, and (B,) how many each row has, or None if each has one."""
+    if encoded.windows is None:
+        return lengths, None
+    counts = encoded.windows.counts[rows]
+    if (counts == 1).all():
+        return lengths, None
+    return encoded.windows.lengths[np.repeat(encoded.windows.offsets[rows], counts) + _within(counts)], counts
 
 
 def micro_batches(

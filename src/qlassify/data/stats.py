@@ -32,7 +32,7 @@ class DataStats:
             encoded: the tokenised rows; what truncation cut off is counted back in.
             counts: (C,) rows of each class, or of each label.
         """
-        lengths = encoded.lengths + encoded.lost_tokens
+        lengths = encoded.whole_lengths
         p99 = int(np.percentile(lengths, 99, method="inverted_cdf")) if len(lengths) else 0
         minority = int(counts.min())
         return cls(p99, float(counts.max()) / max(1, minority), minority)

@@ -1,8 +1,9 @@
 """How long texts are in tokens of the model in use, what truncation cuts off, and texts that are hardly any.
 
 Lengths include special tokens and are those before truncation. Percentiles are lengths that occur (``inverted_cdf``):
-p95 is the least length within which 95 % of the rows lie. Truncation always cuts the end, and for pairs the end of the
-longer text; a label whose texts are cut more often than the others' is trained on other texts than it will meet.
+p95 is the least length within which 95 % of the rows lie. What is cut is the end (for pairs, that of the longer text),
+with ``model.long=head_tail`` the middle, and with ``windows`` only what lies behind the last window. A label whose
+texts are cut more often than the others' is trained on other texts than it will meet.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from qlassify.data.dataset import LabelledRows
 from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, listed, named, share, verb
 from qlassify.data.labels import LabelMap
+from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import Encoded
 
 PERCENTILES = (50, 90, 95, 99)
@@ -30,9 +32,10 @@ class Truncation:
 
     Attributes:
         max_length: tokens at which texts were cut; None if none was.
-        rows: texts that lost their end.
+        rows: texts that lost tokens.
         lost_tokens: tokens that were cut off, in all.
-        side: which end was cut.
+        side: what was cut: end or middle.
+        windows: windows that were read of a text at most; None unless texts are read in windows.
         by_label: label -> (rows that were cut, rows), for labels with cut rows, the largest share first.
     """
 
@@ -41,6 +44,7 @@ class Truncation:
     lost_tokens: int
     side: str
     by_label: Mapping[str, tuple[int, int]]
+    windows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,16 @@ class TokenLengths:
         if cut.rows:
             severity = WARNING if cut.rows > MAX_CUT_SHARE * self.num_rows else INFO
             labels = [f"{name!r} {100 * rows / total:.0f} %" for name, (rows, total) in cut.by_label.items()]
+            at = f"{cut.max_length} tokens" if cut.windows is None else f"{cut.windows} windows"
             what = (
-                f"{share(cut.rows, self.num_rows)} {named(self.part)} texts are cut at {cut.max_length} tokens and "
+                f"{share(cut.rows, self.num_rows)} {named(self.part)} texts are cut at {at} and "
                 f"lose their {cut.side}, {counted(cut.lost_tokens, 'token')} in all; by label: {listed(labels)}."
             )
-            do = f"A maximal length of {self.percentiles[99]} tokens would keep 99 % of the texts whole."
+            do = (
+                f"A maximal length of {self.percentiles[99]} tokens would keep 99 % of the texts whole."
+                if cut.windows is None
+                else "A larger model.max_windows reads more of them."
+            )
             found.append(Finding("truncation", severity, what, do))
         if self.num_no_token:
             what = (
@@ -113,7 +122,13 @@ class TokenLengths:
 
 
 def token_lengths(
-    part: str, rows: LabelledRows, encoded: Encoded, labels: LabelMap, *, special_tokens: int
+    part: str,
+    rows: LabelledRows,
+    encoded: Encoded,
+    labels: LabelMap,
+    *,
+    special_tokens: int,
+    long: LongTexts | None = None,
 ) -> TokenLengths:
     """Measure one part.
 
@@ -123,8 +138,9 @@ def token_lengths(
         encoded: the same rows as tokens.
         labels: the classes.
         special_tokens: tokens that the tokeniser adds to each text (or pair).
+        long: what was read of longer texts; their first tokens when None.
     """
-    whole = encoded.lengths + encoded.lost_tokens
+    whole = encoded.whole_lengths
     # A tokeniser without special tokens cannot say "none": the encoder put one fallback token there.
     none = whole <= special_tokens
     one = whole == special_tokens + 1
@@ -137,7 +153,7 @@ def token_lengths(
         len(rows),
         dict(zip(PERCENTILES, ranks.astype(int).tolist(), strict=True)),
         int(whole.max(initial=0)),
-        _truncation(rows, encoded, labels),
+        _truncation(rows, encoded, labels, long or LongTexts()),
         _row_numbers(rows, none),
         int(np.count_nonzero(none)),
         _row_numbers(rows, one),
@@ -154,7 +170,7 @@ def _with_fallbacks(
     return none | (one & unprintable), one & ~unprintable
 
 
-def _truncation(rows: LabelledRows, encoded: Encoded, labels: LabelMap) -> Truncation:
+def _truncation(rows: LabelledRows, encoded: Encoded, labels: LabelMap, long: LongTexts) -> Truncation:
     cut = encoded.lost_tokens > 0
     by_label: dict[str, tuple[int, int]] = {}
     for number, name in enumerate(labels.names):
@@ -163,12 +179,15 @@ def _truncation(rows: LabelledRows, encoded: Encoded, labels: LabelMap) -> Trunc
         if num_cut:
             by_label[name] = (num_cut, int(np.count_nonzero(has)))
     order = sorted(by_label, key=lambda name: -by_label[name][0] / by_label[name][1])
+    # A text that was cut in windows fills each of them.
+    lengths = encoded.lengths[cut] if encoded.windows is None else encoded.windows.lengths
     return Truncation(
-        int(encoded.lengths[cut].max()) if cut.any() else None,
+        int(lengths.max()) if cut.any() else None,
         int(np.count_nonzero(cut)),
         int(encoded.lost_tokens.sum()),
-        "end",
+        "middle" if long.policy == "head_tail" else "end",
         {name: by_label[name] for name in order},
+        long.max_windows if long.policy == "windows" else None,
     )
 
 

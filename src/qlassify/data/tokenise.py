@@ -2,7 +2,8 @@
 
 Ragged int32 ids cost 4 bytes a token and slice without copying; a list of lists costs 28 bytes a token and a padded
 matrix costs the longest text for every text. Truncation is counted row by row, because a classifier that never sees
-the end of its documents looks like a weak model, not like a setting.
+the end of its documents looks like a weak model, not like a setting. What is read of a text that is longer than the
+limit is a setting (``long_texts``); under ``windows`` one row is several sequences, which stand one after another.
 
 Pairs are cut at the longer side first (``longest_first``), so that a short question is not lost to a long passage.
 A text of which the tokeniser makes nothing (control characters only) becomes one fallback token and is counted: an
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qlassify.data.long_texts import LongTexts
 from qlassify.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -27,6 +29,35 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 4096
 """Rows handed to the tokeniser at once; bounds the memory of its intermediate objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Where rows that are read in several windows are split; W windows of N rows in all.
+
+    Attributes:
+        offsets: (N + 1,) int64; the windows of row i are ``lengths[offsets[i]:offsets[i + 1]]``, at least one.
+        lengths: (W,) int64 tokens of each window, special ones included; those of a row sum to the row's.
+        repeated_tokens: (N,) int32 tokens of each row that stand in it a second time: overlaps and special tokens.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    repeated_tokens: npt.NDArray[np.int32]
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(N,) windows of each row."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def of(cls, lengths: Sequence[Sequence[int]], repeated_tokens: npt.NDArray[np.int32]) -> Windows | None:
+        """The windows of N rows, from the tokens of each; None if every row is one window."""
+        if all(len(row) == 1 for row in lengths):
+            return None
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(row) for row in lengths], dtype=np.int64)])
+        flat = np.array([length for row in lengths for length in row], dtype=np.int64)
+        return cls(offsets, flat, repeated_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +70,7 @@ class Encoded:
         token_type_ids: (T,) int8 segment ids for pairs, or None.
         lost_tokens: (N,) int32 tokens cut off each row; 0 where nothing was cut.
         num_empty: rows that came to no token and got the fallback token.
+        windows: how rows are split into windows; None where every row is one sequence.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -46,14 +78,21 @@ class Encoded:
     token_type_ids: npt.NDArray[np.int8] | None
     lost_tokens: npt.NDArray[np.int32]
     num_empty: int
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) tokens of each row after truncation."""
+        """(N,) tokens of each row after truncation, those of all its windows together."""
         return np.diff(self.offsets)
+
+    @property
+    def whole_lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens of each text before anything was cut off or repeated, special ones included."""
+        whole = self.lengths + self.lost_tokens
+        return whole if self.windows is None else whole - self.windows.repeated_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -89,10 +128,17 @@ class TextEncoder:
 
     Args:
         tokenizer: a fast tokeniser from transformers; its own padding and truncation settings are not used.
-        max_length: most tokens in a row, special tokens included.
+        max_length: most tokens in a sequence, special tokens included.
+        long: what is read of longer texts.
+
+    Attributes:
+        long: the same, settled for this tokeniser and limit.
+
+    Raises:
+        ConfigError: the limit leaves no room for what ``long`` asks for.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, long: LongTexts | None = None) -> None:
         import tokenizers
 
         self.tokenizer = tokenizer
@@ -105,16 +151,18 @@ class TextEncoder:
         self._backend.enable_truncation(max_length, strategy="longest_first")
         self.fallback_token_id = _fallback_token_id(tokenizer)
         self.wants_token_types = "token_type_ids" in tokenizer.model_input_names
+        self.long = (long or LongTexts()).settled(max_length, self.num_special_tokens(pair=False))
 
     def num_special_tokens(self, *, pair: bool) -> int:
         """Tokens that stand in every text, or pair of texts, whatever it says."""
         return int(self.tokenizer.num_special_tokens_to_add(pair=pair))
 
     @classmethod
-    def load(cls, directory: str | Path, max_length: int) -> TextEncoder:
-        """The tokeniser files of a model directory.
+    def load(cls, directory: str | Path, max_length: int, long: LongTexts | None = None) -> TextEncoder:
+        """The tokeniser files of a model directory; other arguments as the class.
 
         Raises:
+            ConfigError: the limit leaves no room for what ``long`` asks for.
             ModelError: there is no tokeniser, or it has no fast version.
         """
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -148,7 +196,7 @@ class TextEncoder:
                 wanted="tokenizer.json, or the vocabulary files of a known tokeniser",
                 do="Put the model's tokeniser files into that directory.",
             )
-        return cls(tokenizer, max_length)
+        return cls(tokenizer, max_length, long)
 
     def save(self, directory: str | Path) -> None:
         """Write the tokeniser's files, as they were loaded, into ``directory``."""
@@ -167,37 +215,66 @@ class TextEncoder:
             texts: one text per row.
             pairs: the second text of each row, or None.
             progress: called with the number of rows done after each chunk.
+
+        Raises:
+            ConfigError: pairs, and longer texts are not to be truncated.
         """
+        self.long.require_single(pair=pairs is not None)
         ids: list[npt.NDArray[np.int32]] = []
         types: list[npt.NDArray[np.int8]] = []
-        lengths: list[int] = []
+        windows: list[list[int]] = []
+        repeated: list[int] = []
         lost: list[int] = []
         num_empty = 0
+        backend = self._backend if self.long.policy == "truncate" else self._whole
         for start in range(0, len(texts), CHUNK_ROWS):
             stop = start + CHUNK_ROWS
             batch: Any = list(texts[start:stop])
             if pairs is not None:
                 batch = list(zip(batch, pairs[start:stop], strict=True))
-            for source, encoding in zip(batch, self._backend.encode_batch(batch, add_special_tokens=True), strict=True):
-                row = encoding.ids
+            for source, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=True), strict=True):
+                sequences, lost_here = self._cut(source, encoding)
+                row = sequences[0] if len(sequences) == 1 else [token for one in sequences for token in one]
                 if not row:
                     num_empty += 1
                     row = [self.fallback_token_id]
+                    sequences = [row]
                 ids.append(np.array(row, dtype=np.int32))
-                lengths.append(len(row))
-                lost.append(self._lost_tokens(source, encoding))
+                windows.append([len(sequence) for sequence in sequences])
+                lost.append(lost_here)
+                repeated.append(len(row) + lost_here - len(encoding.ids) if len(sequences) > 1 else 0)
                 if self.wants_token_types and pairs is not None:
                     types.append(np.array(encoding.type_ids or [0], dtype=np.int8))
             if progress is not None:
                 progress(min(stop, len(texts)))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
+        lengths = np.array([sum(row) for row in windows], dtype=np.int64)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         return Encoded(
             token_ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
             offsets=offsets,
             token_type_ids=np.concatenate(types) if types else None,
             lost_tokens=np.array(lost, dtype=np.int32),
             num_empty=num_empty,
+            windows=Windows.of(windows, np.array(repeated, dtype=np.int32)),
         )
+
+    def _cut(self, source: Any, encoding: tokenizers.Encoding) -> tuple[list[list[int]], int]:
+        """The sequences that are read of a text, and how many of its tokens are in none."""
+        ids: list[int] = encoding.ids
+        if self.long.policy == "truncate":
+            return [ids], self._lost_tokens(source, encoding)
+        if len(ids) <= self.max_length:
+            return [ids], 0
+        # The mask marks what the tokeniser added, not special tokens that are written out in the text.
+        inner = [index for index, added in enumerate(encoding.special_tokens_mask) if not added]
+        before, behind = ids[: inner[0]], ids[inner[-1] + 1 :]
+        text = ids[inner[0] : inner[-1] + 1]
+        special = len(before) + len(behind)
+        ranges = self.long.sequences(len(text), self.max_length, special)
+        sequences = [[*before, *(token for a, b in parts for token in text[a:b]), *behind] for parts in ranges]
+        if self.long.policy == "head_tail":
+            return sequences, len(ids) - self.max_length
+        return sequences, len(text) - ranges[-1][-1][1]
 
     def _lost_tokens(self, source: Any, encoding: tokenizers.Encoding) -> int:
         """Tokens that truncation cut off a text or a pair, by tokenising it again without a limit."""

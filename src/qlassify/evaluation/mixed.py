@@ -50,7 +50,7 @@ def token_ranges(batch: PackedBatch, names: Sequence[str]) -> tuple[Segment, ...
         batch: texts of which those of one adapter stand together.
         names: the adapter of each, in the batch's order.
     """
-    ends = np.cumsum(batch.lengths)
+    ends = np.cumsum(batch.row_lengths)
     last = [index for index in range(len(names)) if index + 1 == len(names) or names[index + 1] != names[index]]
     starts = [0, *(int(ends[index]) for index in last[:-1])]
     return tuple(Segment(names[index], start, int(ends[index])) for index, start in zip(last, starts, strict=True))

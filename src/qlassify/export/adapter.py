@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def _record(pipeline: ClassifyPipeline, base: str) -> dict[str, Any]:
         "multi_label": pipeline.labels.multi_label,
         "pooling": pipeline.pooling,
         "max_length": pipeline.encoder.max_length,
+        "long": asdict(pipeline.encoder.long),
         "text_pair": pipeline.text_pair,
         "threshold": pipeline.decision.threshold,
         "decision": pipeline.decision.model_dump(mode="json"),

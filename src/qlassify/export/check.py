@@ -7,7 +7,7 @@ logits are compared on made-up token sequences and no score is reported: it woul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Sample:
         encoded: their tokens.
         rows: their labels, or None for made-up sequences.
         metric: the score that chose the run's weights.
-        note: why there are no labels, or None.
+        note: why there are no labels, or not all of the rows; None otherwise.
     """
 
     encoded: Encoded
@@ -90,10 +90,32 @@ def take_sample(path: Path, pipeline: ClassifyPipeline) -> Sample:
             require_same_data(folder, dataset)
             # The loss by which weights may be chosen is the evaluation's log loss.
             metric = "log_loss" if run.training.selection_metric == "loss" else run.training.selection_metric
-            return Sample(pipeline.encode_corpus(dataset.validation.corpus), dataset.validation, metric, None)
+            encoded, rows, left_out = _that_fit(pipeline, dataset.validation)
+            if rows is not None:
+                return Sample(encoded, rows, metric, left_out)
+            note = "Every validation text is longer than one sequence; no score was measured."
         except QlassifyError as error:
             note = f"The run's data cannot be used ({error.what}); no score was measured."
     return Sample(_made_up(pipeline), None, "", note)
+
+
+def _that_fit(pipeline: ClassifyPipeline, rows: LabelledRows) -> tuple[Encoded, LabelledRows | None, str | None]:
+    """The rows that other libraries read as we do, and a note on the others.
+
+    Other libraries cut the end of a long text. Where the classifier does something else only texts that fit can be
+    compared; None in place of the rows where there is none.
+    """
+    encoded = pipeline.encode_corpus(rows.corpus)
+    if pipeline.encoder.long.policy == "truncate":
+        return encoded, rows, None
+    fit = np.flatnonzero(encoded.whole_lengths <= pipeline.encoder.max_length)
+    if len(fit) == len(rows):
+        return encoded, rows, None
+    if not len(fit):
+        return encoded, None, None
+    kept = replace(rows, corpus=rows.corpus.select(fit), targets=rows.targets[fit])
+    note = f"{len(rows) - len(fit)} validation rows are longer than one sequence and were left out of the comparison."
+    return pipeline.encode_corpus(kept.corpus), kept, note
 
 
 def _made_up(pipeline: ClassifyPipeline) -> Encoded:

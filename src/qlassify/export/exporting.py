@@ -21,6 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from qlassify.data.long_texts import SHARE
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError
 from qlassify.evaluation.predict import predict_logits
@@ -94,7 +95,7 @@ def export_classifier(
     require_same_tokens(tokenizer.tokenizer, pipeline, sample)
     reference = _logits(pipeline, sample.encoded)
     notes: tuple[str, ...] = () if tokenizer.note is None else (tokenizer.note,)
-    notes += _merge_notes(pipeline, format, into)
+    notes += _long_notes(pipeline) + _merge_notes(pipeline, format, into)
     with _scratch(target) as scratch:
         expected = reference
         if format != "peft":
@@ -133,6 +134,23 @@ def _require_free(directory: Path) -> None:
     """Refuse to write over anything."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
+
+
+def _long_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:
+    """What other libraries do with longer texts, where the classifier does something else."""
+    long, limit = pipeline.encoder.long, pipeline.encoder.max_length
+    if long.policy == "truncate":
+        return ()
+    ours = (
+        f"the first {limit // SHARE} of its {limit} tokens from the beginning and the rest from the end"
+        if long.policy == "head_tail"
+        else f"windows of {limit} tokens, of which each shares {long.window_overlap} with the one before it and the "
+        f"last is full, at most {long.max_windows}, and takes the mean of their logits"
+    )
+    return (
+        f"Warning: of a text of more than {limit} tokens the classifier reads {ours}. The weights here are the same, "
+        "but other libraries cut the end of such a text and give other logits; only texts that fit were compared.",
+    )
 
 
 def _merge_notes(pipeline: ClassifyPipeline, format: str, into: str) -> tuple[str, ...]:

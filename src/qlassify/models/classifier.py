@@ -9,11 +9,11 @@ from qlassify.data.packing import PackedBatch
 from qlassify.models.backbone import Backbone
 from qlassify.models.head import ClassificationHead
 from qlassify.models.packed_layout import PackedLayout
-from qlassify.models.pooling import PoolingMode, pool
+from qlassify.models.pooling import PoolingMode, average_windows, pool
 
 
 def hidden_states(backbone: Backbone, batch: PackedBatch) -> tuple[Tensor, PackedLayout]:
-    """(T, H) hidden states of a batch's tokens, and where each text lies among them."""
+    """(T, H) hidden states of a batch's tokens, and where each sequence lies among them."""
     device = backbone.device
     layout = PackedLayout(batch.lengths, device)
     types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids).to(device)
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
     def vectors(self, batch: PackedBatch) -> Tensor:
         """(B, H) pooled vectors, in the order of ``batch.rows``."""
         hidden_TH, layout = hidden_states(self.backbone, batch)
-        return pool(hidden_TH, layout, self.pooling)
+        return average_windows(pool(hidden_TH, layout, self.pooling), batch.windows)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """(B, C) logits, in the order of ``batch.rows``."""

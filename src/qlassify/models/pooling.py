@@ -1,4 +1,4 @@
-"""One vector per text from its tokens' hidden states.
+"""One vector per text from its tokens' hidden states; several windows of one text are averaged.
 
 Pooling goes by where a text lies in the packed batch, never by comparing token ids with a padding id: that
 comparison is how classifiers come to read the wrong token when padding equals end-of-text or stands on the left.
@@ -15,6 +15,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ PoolingMode = Literal["last", "cls", "mean"]
 
 
 def pool(hidden_TH: Tensor, layout: PackedLayout, mode: PoolingMode) -> Tensor:
-    """(T, H) hidden states of B packed texts -> (B, H) vectors, in fp32 (float64 for float64)."""
+    """(T, H) hidden states of S packed sequences -> (S, H) vectors, in fp32 (float64 for float64)."""
     dtype = torch.float64 if hidden_TH.dtype == torch.float64 else torch.float32
     if mode == "last":
         return hidden_TH.index_select(0, layout.last).to(dtype)
@@ -33,6 +35,21 @@ def pool(hidden_TH: Tensor, layout: PackedLayout, mode: PoolingMode) -> Tensor:
         return hidden_TH.index_select(0, layout.starts).to(dtype)
     lengths = torch.from_numpy(layout.lengths).to(layout.device)
     return torch.segment_reduce(hidden_TH.to(dtype), "mean", lengths=lengths, axis=0, unsafe=True)
+
+
+def average_windows(vectors_SH: Tensor, windows: npt.NDArray[np.int64] | None) -> Tensor:
+    """(S, H) vectors of sequences -> (B, H) vectors of texts: the mean over each text's windows.
+
+    The head is linear, so its logits are the mean of the windows' logits, too.
+
+    Args:
+        vectors_SH: in packed order.
+        windows: (B,) how many sequences each text has; None if each has one.
+    """
+    if windows is None:
+        return vectors_SH
+    lengths = torch.from_numpy(windows).to(vectors_SH.device)
+    return torch.segment_reduce(vectors_SH, "mean", lengths=lengths, axis=0, unsafe=True)
 
 
 def choose_pooling(directory: Path, *, causal: bool) -> PoolingMode:

@@ -98,6 +98,8 @@ class StepOrder:
         longest = self.rows_of_step(self._step_of_longest(lengths))
         largest = max(micro_batches(encoded, most_tokens, token_budget), key=lambda batch: batch.num_tokens)
         first = next(micro_batches(encoded, longest, token_budget))  # longest first
+        if first.num_tokens > largest.num_tokens:  # a text beyond the budget, alone or in windows
+            largest, first = first, largest
         return (largest,) if int(largest.lengths.max()) >= int(first.lengths.max()) else (largest, first)
 
     def typical_step(self, lengths: IntArray) -> int:
