@@ -20,7 +20,7 @@ from qlassify.evaluation.decision_scores import answered_shares, evaluate_answer
 from qlassify.evaluation.predict import probabilities
 from qlassify.evaluation.temperature import LARGEST_TEMPERATURE, fit_temperature
 from qlassify.evaluation.thresholds import (
-    MIN_POSITIVES,
+    COMMON_ROWS,
     best_threshold,
     common_threshold,
     cost_threshold,
@@ -109,16 +109,18 @@ class TestThresholds:
         }
         assert macro[chosen] == pytest.approx(max(macro.values()))
 
-    def test_a_rare_label_takes_the_common_one_and_a_frequent_one_its_own(self) -> None:
+    def test_a_rare_label_lies_between_and_a_frequent_one_has_its_own(self) -> None:
         rng = np.random.default_rng(4)
         truth = np.zeros((4000, 2), dtype=bool)
         truth[:2000, 0] = True
-        truth[: MIN_POSITIVES - 1, 1] = True
+        truth[:COMMON_ROWS, 1] = True
         scores = np.where(truth, 0.3, 0.1) + 0.05 * rng.random((4000, 2))
         common = common_threshold(scores, truth)
         own, rare = f1_thresholds(scores, truth)
-        assert rare == common
-        # 2,000 rows against the ten that speak for the common one.
+        alone = best_threshold(scores[:, 1], truth[:, 1])
+        logit = [math.log(one / (1 - one)) for one in (common, rare, alone)]
+        assert logit[1] == pytest.approx((logit[0] + logit[2]) / 2)  # as many rows of its own as speak for the other
+        # 2,000 rows against the two that speak for the common one.
         assert own == pytest.approx(best_threshold(scores[:, 0], truth[:, 0]), abs=0.01)
 
     def test_labels_without_rows(self) -> None:
