@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 COMMON_ROWS = 2
 """Rows that speak for the common threshold against a label's own. GoEmotions' test macro-F1 with thresholds
-from 300, 1,000 and 5,426 of its validation rows: 46.5, 48.9, 50.7 without a common voice; 47.9, 48.9, 50.7 with 2; 48.3,
-48.7, 49.1 with 10; 39.9 with 0.5 for every label."""
+from 300, 1,000 and 5,426 of its validation rows: 46.5, 48.9, 50.7 without a common voice; 47.9, 48.9, 50.7 with 2;
+48.3, 48.7, 49.1 with 10; 39.9 with 0.5 for every label."""
 
 FloatArray = NDArray[np.float64]
 
