@@ -217,7 +217,7 @@ class ClassifyPipeline(StepwisePipeline):
             ),
             quant=quant,
             method=method,
-            evaluation=EvaluationConfig(threshold=record.threshold if record.multi_label else "auto"),
+            evaluation=EvaluationConfig(threshold=record.threshold if record.multi_label else "tuned"),
         )
         pipeline = cls(loaded.source, loaded.placement, loaded.classifier.backbone, loaded.encoder, record.pooling, run)
         pipeline.text_pair = record.text_pair
@@ -376,14 +376,9 @@ class ClassifyPipeline(StepwisePipeline):
         Raises:
             ConfigError: the settings ask for a decision that these labels have no place for.
         """
-        classifier = self.trainable.classifier
-        fit = fit_decision(
-            predict_logits(classifier, encoded),
-            rows.targets,
-            self.labels,
-            self.run.evaluation,
-            held_temperature=self.decision.temperature,
-        )
+        classifier, settings = self.trainable.classifier, self.run.evaluation
+        logits = predict_logits(classifier, encoded) if settings.calibrate else np.empty((0, 0), np.float32)
+        fit = fit_decision(logits, rows.targets, self.labels, settings, held_temperature=self.decision.temperature)
         classifier.head.cool(fit.temperature)
         self._decision = fit.rule
         return fit.notes

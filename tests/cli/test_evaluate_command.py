@@ -151,7 +151,7 @@ def test_texts_that_are_cut_are_counted(command: Command, tiny_base: Path, tmp_p
         tmp_path / "b.csv", ("text", "label"), [(f"{text} {text}", label) for text, label in make_rows(9)]
     )
     found = json.loads(command("evaluate", tmp_path / "run", longer, "--json").out)
-    assert any("9 of 9 b.csv texts" in note and "cut at 4 tokens" in note for note in found["notes"])
+    assert any("9 of 9 b.csv texts" in note and "longer than 4 tokens" in note for note in found["notes"])
     settings["model"]["max_length"] = 100_000
     with pytest.raises(ConfigError, match="no positions"):
         list(job.train(settings, tmp_path / "other"))

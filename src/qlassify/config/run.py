@@ -147,9 +147,9 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """How probabilities become answers, and how the answers are scored."""
 
-    threshold: Literal["auto"] | float = "auto"
-    """Several labels per text: the probability from which a label is given; auto chooses one per label on the
-    validation rows. With a positive class: its probability from which it is the answer; auto follows the costs."""
+    threshold: Literal["tuned"] | float = "tuned"
+    """Several labels per text: the probability from which a label is given; tuned chooses one per label on
+    the validation rows. With a positive class: its probability from which it is the answer; tuned follows the costs."""
     calibrate: bool = True
     """After training, divide the logits by the temperature that suits the validation rows, and choose thresholds and
     label sets on them."""
@@ -168,11 +168,11 @@ class EvaluationConfig(Section):
     @classmethod
     def _threshold_is_a_probability(cls, value: Any) -> Any:
         try:
-            if value == "auto" or 0 < float(value) < 1:
+            if value == "tuned" or 0 < float(value) < 1:
                 return value
         except (TypeError, ValueError):
             pass
-        raise ValueError("it should be auto, or greater than 0 and less than 1")
+        raise ValueError("it should be tuned, or greater than 0 and less than 1")
 
     baselines: bool = True
     """Score the majority class and TF-IDF + logistic regression beside the model."""

@@ -48,13 +48,13 @@ def plain_rule(settings: EvaluationConfig, labels: LabelMap) -> DecisionRule:
         ConfigError: the settings ask for something that these labels do not have.
     """
     require_possible(settings, labels)
-    threshold = 0.5 if settings.threshold == "auto" else settings.threshold
+    threshold = 0.5 if settings.threshold == "tuned" else settings.threshold
     positive = None
     if settings.positive is not None:
         costs = cost_threshold(settings.false_positive_cost, settings.false_negative_cost)
         positive = PositiveRule(
             index=labels.names.index(settings.positive),
-            threshold=costs if settings.threshold == "auto" else threshold,
+            threshold=costs if settings.threshold == "tuned" else threshold,
             false_positive_cost=settings.false_positive_cost,
             false_negative_cost=settings.false_negative_cost,
         )
@@ -128,7 +128,7 @@ def fit_decision(
     scores = probabilities(np.float32(1 / temperature) * logits_NC, multi_label=labels.multi_label)
     rule = plain.replace(temperature=held_temperature * temperature, fitted_rows=len(targets))
     if labels.multi_label:
-        if settings.threshold == "auto":
+        if settings.threshold == "tuned":
             rule = rule.replace(thresholds=f1_thresholds(scores, targets))
         return DecisionFit(rule, temperature, ())
     if settings.coverage is not None:
