@@ -27,6 +27,8 @@ def test_a_name_has_one_meaning() -> None:
         (["title", "text", "category"], "text", None, "category"),
         (["label", "intent", "utterance"], "utterance", None, "label"),
         (["premise", "hypothesis", "label"], "premise", "hypothesis", "label"),
+        (["text", "text_pair", "label"], "text", "text_pair", "label"),
+        (["id", "Text_Pair", "Text", "label"], "Text", "Text_Pair", "label"),
         (["idx", "question", "sentence", "label"], "question", "sentence", "label"),
         (["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"], "#1 String", "#2 String", "Quality"),
         (["body_html", "label"], "body_html", None, "label"),  # the only one that is left
@@ -42,6 +44,7 @@ def test_columns_found_by_name(names: list[str], text: str, pair: str | None, la
     [
         (["review", "comment", "label"], "several columns could be the text"),
         (["text", "premise", "hypothesis", "label"], "several columns could be the text"),
+        (["text", "text_pair", "premise", "hypothesis", "label"], "several columns could be the text"),
         (["text1", "text2", "text_a", "text_b", "label"], "several columns could be the text"),
         (["text", "class", "category"], "several columns could be the label"),
         (["text", "text", "label"], "several columns could be the text"),
@@ -132,3 +135,9 @@ def test_options_are_checked() -> None:
         ReadOptions(label_separator="")
     with pytest.raises(ConfigError, match="max_field_chars"):
         ReadOptions(max_field_chars=0)
+
+
+def test_columns_that_nobody_reads_are_known() -> None:
+    assert find(["id", "text", "text_pair", "source", "label"]).unread == ("id", "source")
+    assert find(["id", "text", "source", "label"], extra=("source",)).unread == ("id",)
+    assert find(["text", "label"]).unread == ()

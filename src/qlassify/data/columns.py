@@ -37,6 +37,7 @@ LABEL_NAMES: tuple[tuple[str, ...], ...] = (
     ("label_text", "label_name", "class_name"),
 )
 PAIR_NAMES: tuple[tuple[str, str], ...] = (
+    ("text", "text_pair"),
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
     ("sentence_a", "sentence_b"),
@@ -112,7 +113,8 @@ def find_columns(
         if list(names).count(name) > 1:
             do = "Rename one of them, or pass --no-header with column numbers after removing the header"
             raise DataError(f"several columns are named {name!r}", where=where, got=_listing(names), do=do)
-    return Columns(text=text, text_pair=second, label=label if needs_label else None, extra=extra)
+    unread = tuple(name for name in names if name not in {*used, *extra, label})
+    return Columns(text=text, text_pair=second, label=label if needs_label else None, extra=extra, unread=unread)
 
 
 def _label_column(names: Sequence[str], given: str | None, where: str, needed: bool) -> str | None:
@@ -156,7 +158,7 @@ def _known_pair(names: Sequence[str], where: str) -> tuple[str, str] | None:
     found = [(by_folded[a], by_folded[b]) for a, b in PAIR_NAMES if a in by_folded and b in by_folded]
     if not found:
         return None
-    rivals = [name for name in names if name.casefold() in TEXT_NAMES[0]]
+    rivals = [name for name in names if name.casefold() in TEXT_NAMES[0] and all(name not in both for both in found)]
     if len(found) > 1 or rivals:
         candidates = [" + ".join(both) for both in found] + rivals
         raise DataError("several columns could be the text", where=where, got=_listing(candidates), do=_REMEDY)

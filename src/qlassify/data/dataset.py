@@ -202,8 +202,18 @@ def _leak_notes(known_rows: Corpus, other: Corpus, name: str, known_name: str = 
     return [f"{leaked} of {len(other)} {name} texts also stand in the {known_name} rows; they are kept and scored."]
 
 
+MAX_UNREAD_COLUMNS = 8
+"""Columns that a note names one by one."""
+
+
 def _reading_notes(name: str, corpus: Corpus) -> list[str]:
     notes: list[str] = []
+    # Files without a header have numbers for names, of which nothing can be told.
+    unread = [column for column in corpus.columns.unread if not column.isdigit()]
+    if unread and name == "train":
+        more = len(unread) - MAX_UNREAD_COLUMNS
+        listed = ", ".join(unread[:MAX_UNREAD_COLUMNS]) + (f" and {more} more" if more > 0 else "")
+        notes.append(f"Columns of the training file that are not read: {listed}.")
     if corpus.rejections:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in list(corpus.rejection_counts().items())[:4])
         notes.append(f"{len(corpus.rejections)} of {corpus.total_rows} {name} rows were rejected: {reasons}.")

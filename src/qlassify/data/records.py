@@ -9,7 +9,7 @@ damaged: the number of the row and the reason why it could not be read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from qlassify.errors import ConfigError
@@ -36,6 +36,8 @@ class Columns:
     label: str | None
     extra: tuple[str, ...] = ()
     """Columns that are carried along for slices of the scores."""
+    unread: tuple[str, ...] = field(default=(), compare=False)
+    """The file's other columns, which nobody looks at."""
 
 
 @dataclass(frozen=True, slots=True)
