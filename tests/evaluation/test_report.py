@@ -13,7 +13,10 @@ import yaml
 
 from qlassify.evaluation.baselines import Baseline
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
-from qlassify.evaluation.report import ReportInput, markdown_text, render_model_card, render_report
+from qlassify.evaluation.model_card import render_model_card
+from qlassify.evaluation.report import render_report
+from qlassify.evaluation.report_input import ReportInput
+from qlassify.evaluation.templating import markdown_text
 
 HOSTILE = '<script>alert("x")</script> | `pipe` & \N{HEBREW LETTER SHIN}\N{HEBREW LETTER LAMED} \U0001f642'
 
