@@ -106,6 +106,7 @@ def report_input(
         label_noise=audit.get("label_noise") or {},
         findings=tuple(finding for finding in audit.get("findings") or () if finding["check"] != "label noise"),
         lengths=_lengths(data),
+        unread=((data.get("long_texts") or {}).get("train") or {}).get("unread") or {},
         label_counts=data["label_counts"],
         contracts=contracts,
         accepted_contracts=tuple(run["accepted_contracts"]),

@@ -197,7 +197,7 @@ def test_report_shows_what_it_was_given() -> None:
         "0.625",
     ):
         assert expected in shown
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3
 
 
 def test_absent_parts_leave_no_headings() -> None:

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 
 from qlassify.data.findings import named
 
+_UNUSED = "rows of the {0} file are not used:"
 _SHAPES = (
     # (what reading says, what the audit's finding about the same holds)
     (re.compile(r"of \d+ (\w+) texts also stand in the (\w+) rows;"), "{0} texts also stand in the {1} rows:"),
-    (re.compile(r"of \d+ (\w+) rows were rejected:"), "rows of the {0} file are not used:"),
-    (
-        re.compile(r"^\d+ (\w+) rows have labels that the training rows do not have;"),
-        "rows of the {0} file are not used:",
-    ),
+    (re.compile(r"of \d+ (\w+) rows were rejected:"), _UNUSED),
+    (re.compile(r"^\d+ (\w+) rows have labels that the training rows do not have;"), _UNUSED),
+    (re.compile(r"of \d+ (\w+) texts \([\d.]+ %\) (?:is|are) longer than"), "{0} texts are cut at"),
 )
 
 

@@ -32,7 +32,7 @@ _CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accen
 
 # In points, which become the user units of the SVG: a 360 pixel phone shows 9-point letters at about 8 pixels.
 _WIDTH, _HEIGHT = 400, 250
-_SMALL = (260, 150)
+_SMALL = (200, 140)
 
 # Fewer records than this are shown as they are.
 _MIN_STEPS_TO_AVERAGE = 40
@@ -120,25 +120,29 @@ def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[Reliabil
         axes.set_xlabel("stated probability")
         axes.set_ylabel("share that came true")
         if before is not None:
-            axes.legend(loc="upper left")
+            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2)
 
     return _draw("reliability", "Reliability: stated probability against the share that came true", draw)
 
 
 def training_figures(history: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
-    """Small curves over the steps of training as SVG: learning rate, gradient norm, tokens and rows per second.
+    """Small curves over the steps of training as SVG: learning rate, gradient norm, throughput.
 
     A curve is drawn if the log has two values of it or more and not all of them are zero: a probe has no learning rate,
-    and a log that was thinned out to one line has no curve.
+    and a log that was thinned out to one line has no curve. Throughput is in tokens, or in rows where no tokens were
+    counted.
 
     Args:
         history: step events: ``step`` and any of ``learning_rate``, ``grad_norm``, ``rows``, ``tokens``, ``seconds``.
     """
+    tokens = _rates(history, "tokens")
+    counted = any(rate for _, rate in tokens)
     curves = (
         ("learning-rate", "learning rate", _points(history, "learning_rate")),
-        ("gradient-norm", "gradient norm, before clipping", _points(history, "grad_norm")),
-        ("throughput-tokens", "tokens per second", _rates(history, "tokens")),
-        ("throughput-rows", "rows per second", _rates(history, "rows")),
+        ("gradient-norm", "gradient norm before clipping", _points(history, "grad_norm")),
+        ("throughput", "tokens per second", tokens)
+        if counted
+        else ("throughput", "rows per second", _rates(history, "rows")),
     )
     return tuple(
         _small(name, label, points)

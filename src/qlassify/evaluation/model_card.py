@@ -12,6 +12,14 @@ from qlassify.evaluation.report import shared_context
 from qlassify.evaluation.report_input import ReportInput
 from qlassify.evaluation.templating import Verbatim, markdown_environment
 
+LOAD_EXAMPLE = """\
+```python
+from qlassify import ClassifyPipeline
+
+classifier = ClassifyPipeline.load("MODEL_FOLDER")
+answers = classifier.predict(["some text"])
+probabilities = classifier.predict_proba(["some text"])  # (texts, labels), in the order below
+```"""
 MAX_CARD_SLICES = 5
 """Slices that a card names, those furthest below all rows."""
 
@@ -23,7 +31,13 @@ def render_model_card(report: ReportInput) -> str:
     repeat = {"model": report.model, "method": report.method, "training": report.training, "data": report.data}
     facts = _flatten({**repeat, "environment": report.environment})
     worse = sorted((one for one in report.slices if one.gap < 0), key=lambda one: one.gap)[:MAX_CARD_SLICES]
-    text = template.render(**shared_context(report), front_matter=front_matter, facts=facts, worst_slices=worse)
+    text = template.render(
+        **shared_context(report),
+        front_matter=front_matter,
+        facts=facts,
+        worst_slices=worse,
+        load_example=Verbatim(LOAD_EXAMPLE),
+    )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 

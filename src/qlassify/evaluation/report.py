@@ -44,7 +44,7 @@ def render_report(report: ReportInput) -> str:
         "plan_facts": run_words.plan_facts(report.plan),
         "contracts": run_words.contract_rows(report.contracts, report.accepted_contracts),
         "unchecked": run_words.unchecked_words(report.contracts),
-        "long_words": run_words.long_words(report.model),
+        "long_words": run_words.long_words(report.model, report.unread),
         "label_rows": run_words.label_rows(report.label_counts),
         "noise_words": run_words.noise_words(report.label_noise),
         "open_candidates": candidates[:MAX_OPEN_CANDIDATES],

@@ -95,6 +95,8 @@ class ReportInput:
     """What the audit of the data found: check, severity, what, do."""
     lengths: tuple[PartLengths, ...] = ()
     """Token lengths, part by part."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Policy for long texts -> tokens of the training texts that it does not read."""
     label_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Part -> label -> rows."""
     contracts: Mapping[str, Any] = field(default_factory=dict)

@@ -127,21 +127,31 @@ def unchecked_words(contracts: Mapping[str, Any]) -> str | None:
     return f"Not checked, because a fact was not known: {named}."
 
 
-def long_words(model: Mapping[str, Any]) -> str | None:
-    """What is read of a text that is longer than the limit; None where the limit is not known."""
+def long_words(model: Mapping[str, Any], unread: Mapping[str, int]) -> str | None:
+    """What is read of a text that is longer than the limit; None where the limit is not known.
+
+    Args:
+        model: the settings of the model.
+        unread: policy -> tokens of the training texts that it does not read.
+    """
     limit = model.get("max_length")
     if limit is None:
         return None
     policy = model.get("long", "truncate")
-    first = f"A text of more than {limit:,} tokens"
-    if policy == "windows":
-        return (
-            f"{first} is read in windows of {limit:,}, each sharing {number(model.get('window_overlap'))} with the one "
-            f"before it, at most {number(model.get('max_windows'))} of them (model.long=windows)."
-        )
-    if policy == "head_tail":
-        return f"{first} keeps its beginning and its end and loses its middle (model.long=head_tail)."
-    return f"{first} loses its end (model.long=truncate)."
+    manner = {
+        "truncate": "loses its end",
+        "head_tail": "keeps its beginning and its end and loses its middle",
+        "windows": (
+            f"is read in windows that share {number(model.get('window_overlap'))} tokens with the one before, at most "
+            f"{number(model.get('max_windows'))} of them"
+        ),
+    }
+    others = [f"{count:,} with {other}" for other, count in unread.items() if other != policy]
+    words = f"A text of more than {limit:,} tokens {manner[policy]} (model.long={policy})."
+    if not unread.get(policy) and not any(unread.values()):
+        return words
+    rest = f"; it would be {', '.join(others)}" if others else ""
+    return f"{words} Of the training texts {unread.get(policy, 0):,} tokens are not read{rest}."
 
 
 def label_rows(counts: Mapping[str, Mapping[str, int]]) -> tuple[LabelRow, ...]:
