@@ -20,6 +20,7 @@ import numpy as np
 
 from qlassify import runs
 from qlassify.assessment import Assessment, write_scores
+from qlassify.config.files import read_settings
 from qlassify.data.telling import untold
 from qlassify.evaluation.decision import Answer
 from qlassify.evaluation.model_card import render_model_card
@@ -71,7 +72,8 @@ def report_input(
         assessment: the scores.
         environment: versions and hardware of this process.
     """
-    run = pipeline.run.model_dump(mode="json")
+    # Not the pipeline's: one that was loaded from a model folder knows nothing of how it was trained.
+    run = read_settings(folder.config)
     data, plan = (runs.read_json(folder.file(name)) for name in ("data.json", "plan.json"))
     audit = data.get("audit") or {}
     contracts = plan.get("contracts") or {}
@@ -109,7 +111,7 @@ def report_input(
         unread=((data.get("long_texts") or {}).get("train") or {}).get("unread") or {},
         label_counts=data["label_counts"],
         contracts=contracts,
-        accepted_contracts=tuple(run["accepted_contracts"]),
+        accepted_contracts=tuple(run.get("accepted_contracts") or ()),
         hashes=_hashes(data, trained, pipeline, assessment),
         scoring_environment=_differences(environment, trained),
         repeat_command=f"qlassify train --config {shlex.quote(str(folder.config))}",

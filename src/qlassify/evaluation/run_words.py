@@ -80,7 +80,7 @@ def memory_rows(plan: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
     memory = (plan.get("planned") or {}).get("memory") or {}
     total = memory.get("total_bytes") or 1
     return tuple(
-        (words, human_bytes(memory[name]), percent(memory[name] / total, 0))
+        (words, human_bytes(memory[name]), percent(memory[name] / total))
         for name, words in MEMORY_TERMS.items()
         if memory.get(name)
     )
