@@ -323,6 +323,7 @@ def test_the_model_card_has_the_same_numbers(finished: Finished) -> None:
         value = finished.values[key]
         assert f"| {score_name(key)} | {score(value)} | {low:.3f} to {high:.3f} |" in finished.card
     assert "ClassifyPipeline.load(" in finished.card
+    assert "\n- lora\n" in finished.card.split("---\n")[1]
     assert f"A temperature of {finished.metrics['decision']['temperature']:.3f}" in finished.card
     worst = min(finished.metrics["slices"], key=lambda one: one["gap"])
     assert f"| {worst['column']} | {worst['value']} | {worst['num_rows']}" in finished.card

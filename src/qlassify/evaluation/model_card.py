@@ -60,7 +60,7 @@ def _front_matter(report: ReportInput) -> str:
     if isinstance(base_model, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base_model):
         card["base_model"] = base_model
     card["pipeline_tag"] = "text-classification"
-    method = report.method.get("name")
+    method = report.method.get("kind")
     card["tags"] = ["text-classification", "qlassify", *([str(method)] if method else [])]
     card["model-index"] = [{"name": report.run_name, "results": [_hub_result(report)]}]
     return str(yaml.safe_dump(card, sort_keys=False, allow_unicode=True)).rstrip()
