@@ -101,9 +101,8 @@ def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[Reliabil
     after = _filled(bins)
     if not after:
         return None
-    curves = [(after, ACCENT, "calibrated")]
-    if before is not None:
-        curves.insert(0, (_filled(before), MUTED, "as trained"))
+    earlier = [] if before is None else _filled(before)
+    curves = [*([(earlier, MUTED, "as trained")] if earlier else []), (after, ACCENT, "calibrated")]
     largest = max(count for points, _, _ in curves for _, _, count in points)
 
     def draw(axes: Axes) -> None:
@@ -113,13 +112,13 @@ def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[Reliabil
             axes.plot(confidence, accuracy, color=colour, linewidth=1.0, alpha=0.6)
             areas = [8 + 160 * count / largest for _, _, count in points]
             axes.scatter(confidence, accuracy, s=areas, color=colour, alpha=0.75, linewidths=0, clip_on=False)
-            if before is not None:
+            if earlier:
                 axes.plot([], [], color=colour, linewidth=1.4, marker="o", markersize=4, label=name)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_xlabel("stated probability")
         axes.set_ylabel("share that came true")
-        if before is not None:
+        if earlier:
             axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2)
 
     return _draw("reliability", "Reliability: stated probability against the share that came true", draw)
