@@ -1,4 +1,4 @@
-"""Scoring a classifier on labelled rows: metrics, baselines, mistakes, and the files that tell of them.
+"""Scoring a classifier on labelled rows: metrics, baselines, and the files that a program reads.
 
 The baselines see the same training rows and the same scored rows as the model. Without them a score says nothing: 88 %
 is a failure where the majority class has 90 %.
@@ -20,20 +20,15 @@ from qlassify.data.dataset import Dataset, LabelledRows
 from qlassify.data.labels import LabelMap
 from qlassify.data.tokenise import Encoded
 from qlassify.evaluation.baselines import Baseline, TfidfBaseline, majority_baseline
-from qlassify.evaluation.decision import Answer, DecisionRule
+from qlassify.evaluation.decision import DecisionRule
 from qlassify.evaluation.decision_scores import DecisionScores, evaluate_answers, score_decisions
 from qlassify.evaluation.intervals import Interval, multi_label_intervals, single_label_intervals
 from qlassify.evaluation.metrics import Metrics, known_labels
 from qlassify.evaluation.minority import minority_notes
 from qlassify.evaluation.predict import predict_logits, probabilities
-from qlassify.evaluation.report import ReportInput, render_model_card, render_report
 from qlassify.evaluation.slices import SliceScores, row_groups, slice_scores
 from qlassify.pipeline import ClassifyPipeline
-from qlassify.runs import RunFolder
 from qlassify.seeding import numpy_generator
-
-MAX_MISTAKES = 25
-"""Mistakes that the report shows, the most confident first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,61 +160,6 @@ def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, 
     return majority, tfidf.evaluate(rows.corpus.texts, rows.targets, labels.names, pairs=rows.corpus.pairs)
 
 
-def mistakes(assessment: Assessment) -> tuple[Mapping[str, object], ...]:
-    """The rows that are wrong, the most confident first (single-label), or with the most wrong labels."""
-    labels, corpus, scores = assessment.labels, assessment.rows.corpus, assessment.probabilities
-    rule = assessment.rule.replace(abstain_below=None)
-    predicted = rule.answers(scores, labels)
-    if labels.multi_label:
-        wrong = (rule.flags(scores) != (assessment.rows.targets > 0.5)).sum(axis=1)
-        certainty = wrong + np.abs(scores - 0.5).mean(axis=1)
-    else:
-        answers = rule.classes(scores)
-        wrong = answers != assessment.rows.targets
-        certainty = scores[np.arange(len(scores)), answers]
-    indices = np.flatnonzero(wrong)
-    indices = indices[np.argsort(-certainty[indices], kind="stable")][:MAX_MISTAKES]
-    return tuple(
-        {
-            "row": corpus.rows[index],
-            "text": corpus.texts[index] if corpus.pairs is None else f"{corpus.texts[index]} | {corpus.pairs[index]}",
-            "true": ", ".join(corpus.labels[index]),
-            "predicted": _joined(predicted[index]),
-            "probability": float(scores[index].max()),
-        }
-        for index in indices.tolist()
-    )
-
-
-def _joined(label: Answer) -> str:
-    return label if isinstance(label, str) else ", ".join(label or ())
-
-
-def write_assessment(
-    folder: RunFolder,
-    pipeline: ClassifyPipeline,
-    assessment: Assessment,
-    *,
-    environment: Mapping[str, Any],
-    directory: Path | None = None,
-) -> None:
-    """Write report.html, MODEL_CARD.md, predictions.parquet and, last, metrics.json.
-
-    Args:
-        folder: the run.
-        pipeline: its classifier.
-        assessment: the scores.
-        environment: versions and hardware.
-        directory: where to write; the run's ``evaluation`` folder when None.
-    """
-    directory = directory or folder.evaluation
-    directory.mkdir(parents=True, exist_ok=True)
-    report = _report_input(folder, pipeline, assessment, environment)
-    runs.write_text(directory / "report.html", render_report(report))
-    runs.write_text(directory / "MODEL_CARD.md", render_model_card(report))
-    write_scores(directory, assessment)
-
-
 def write_scores(directory: Path, assessment: Assessment) -> None:
     """Write predictions.parquet and, last, metrics.json."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -263,84 +203,3 @@ def write_predictions(path: Path, assessment: Assessment) -> None:
     for index, name in enumerate(assessment.labels.names):
         columns[f"p({name})"] = assessment.probabilities[:, index]
     polars.DataFrame(columns).write_parquet(path)
-
-
-def _report_input(
-    folder: RunFolder, pipeline: ClassifyPipeline, assessment: Assessment, environment: Mapping[str, Any]
-) -> ReportInput:
-    events = list(runs.read_events(folder.metrics))
-    run = pipeline.run.model_dump(mode="json")
-    data = runs.read_json(folder.file("data.json"))
-    name = pipeline.source.name
-    return ReportInput(
-        title=f"{folder.path.name}: {len(assessment.labels)} labels, {Path(run['data']['train']).name}",
-        created=time.strftime("%Y-%m-%d %H:%M"),
-        run_name=folder.path.name,
-        model={
-            "base_model": name,
-            **{key: value for key, value in run["model"].items() if key != "base"},
-            "summary": pipeline.summary(),
-        },
-        method=run["method"],
-        training={**run["training"], "seed": run["seed"]},
-        data=_data_for_report(data),
-        plan=_plan_for_report(runs.read_json(folder.file("plan.json"))),
-        environment=environment,
-        metrics=assessment.metrics,
-        evaluated_on=assessment.part,
-        baselines=assessment.baselines,
-        history=tuple(
-            {key: event[key] for key in ("step", "epoch", "loss", "learning_rate", "grad_norm")}
-            for event in events
-            if event["event"] == "step"
-        ),
-        evaluations=tuple(
-            {"step": event["step"], "epoch": event["epoch"], **_main_scores(event["scores"])}
-            for event in events
-            if event["event"] == "evaluation"
-        ),
-        examples=mistakes(assessment),
-        notes=assessment.notes,
-        commands=next_commands(folder, data),
-        intervals=assessment.intervals,
-        slices=assessment.slices,
-    )
-
-
-def _plan_for_report(plan: Mapping[str, Any]) -> dict[str, object]:
-    """What was planned and measured; what contracts warn of stands among the report's notes."""
-    return {key: value for key, value in plan.items() if key != "contracts"}
-
-
-def _data_for_report(data: Mapping[str, Any]) -> dict[str, object]:
-    """The facts of ``data.json`` that a reader wants, one group per file; notes stand elsewhere in the report."""
-    shown: dict[str, object] = {"name": Path(data["files"][0]["path"]).name, "task": data["task"]}
-    for file in data["files"]:
-        columns = [name for name in (file["columns"]["text"], file["columns"]["text_pair"]) if name]
-        shown[f"{file['part']} file"] = {
-            "file": Path(file["path"]).name,
-            "rows": file["rows"],
-            "kept": file["kept"],
-            "rejected": sum(file["rejected"].values()),
-            "repaired": file["num_repaired"],
-            "columns": f"{' + '.join(columns)} -> {file['columns']['label']}",
-            "sha256": file["sha256"],
-        }
-    wanted = ("rows", "label_counts", "train_tokens", "truncated", "lost_tokens", "stats")
-    return shown | {key: data[key] for key in wanted}
-
-
-def _main_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
-    wanted = ("loss", "accuracy", "macro_f1", "micro_f1", "mcc")
-    return {key: value for key in wanted if (value := scores.get(key)) is not None}
-
-
-def next_commands(folder: RunFolder, data: Mapping[str, Any]) -> tuple[str, ...]:
-    """The three commands that a person would type next."""
-    pair = any(file["columns"]["text_pair"] for file in data["files"])
-    example = "--text 'some text'" + (" --text-pair 'another'" if pair else "")
-    return (
-        f"qlassify predict {folder.path} {example}",
-        f"qlassify predict {folder.path} FILE > predictions.jsonl",
-        f"qlassify evaluate {folder.path} FILE",
-    )

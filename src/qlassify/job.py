@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from qlassify import runs
-from qlassify.assessment import Assessment, assess, write_assessment
+from qlassify.assessment import Assessment, assess
 from qlassify.config import recommend
 from qlassify.config.files import layer, read_settings, write_settings
 from qlassify.config.method import ProbeConfig
@@ -40,6 +40,7 @@ from qlassify.planning.devices import HOST
 from qlassify.planning.memory import resident_memory_bytes
 from qlassify.planning.memory_guard import MemoryGuard, reserve
 from qlassify.preparation import Preparation, examine, prepare
+from qlassify.reporting import write_assessment
 from qlassify.runs import EventLog, RunFolder
 from qlassify.tracking.tracker import TrackedRun
 from qlassify.tracking.trackers import Trackers, require_trackers
@@ -317,7 +318,7 @@ def _carry_out(
     pipeline, dataset, encoded = preparation.pipeline, preparation.dataset, preparation.encoded
     placement, plan = pipeline.placement, preparation.plan
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
-    notes = (*dataset.notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
+    notes = (*preparation.reading_notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
     notes = (*notes, *token_notes(encoded, pipeline), *preparation.plan_notes, *_guard_notes(guard))
     copies = settle_dense_copies(
         pipeline.backbone,

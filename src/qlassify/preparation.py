@@ -25,6 +25,7 @@ from qlassify.contracts.situation import DataFacts, DeviceFacts, ModelFacts, Sit
 from qlassify.data.dataset import Dataset
 from qlassify.data.findings import WARNING, Finding
 from qlassify.data.labels import label_counts
+from qlassify.data.telling import untold
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, MemoryPlanError
 from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, training_seconds
@@ -93,6 +94,11 @@ class Preparation:
         """What the audit warns of."""
         findings = () if self.audit is None else self.audit.findings()
         return tuple(finding for finding in findings if finding.severity == WARNING)
+
+    @property
+    def reading_notes(self) -> tuple[str, ...]:
+        """What reading the files came to, less what the audit warns of: it says the same with more numbers."""
+        return untold(self.dataset.notes, (finding.what for finding in self.warnings))
 
     @property
     def warning_notes(self) -> tuple[str, ...]:

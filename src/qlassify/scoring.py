@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qlassify import runs
-from qlassify.assessment import Assessment, assess_rows, write_assessment, write_scores
+from qlassify.assessment import Assessment, assess_rows, write_scores
 from qlassify.config.files import layer, read_settings
 from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import ReadOptions, read_corpus
@@ -22,6 +22,7 @@ from qlassify.errors import QlassifyError
 from qlassify.evaluation.decision import Answer, named_sets
 from qlassify.job import read_dataset, read_options, require_same_data, token_notes
 from qlassify.pipeline import ClassifyPipeline
+from qlassify.reporting import REPORT, write_assessment
 from qlassify.runs import RunFolder
 
 CHUNK_ROWS = 2048
@@ -30,10 +31,17 @@ CHUNK_ROWS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An assessment and where its files were written, if anywhere."""
+    """An assessment and what was written of it.
+
+    Attributes:
+        assessment: the scores.
+        directory: where scores and predictions are; None where nothing was written.
+        report: the report; None for a model folder without its run, which cannot say how it was trained.
+    """
 
     assessment: Assessment
     directory: Path | None
+    report: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,7 @@ def evaluate_run(
     assessment = assess_rows(
         pipeline, rows, encoded, part=data.name, train=None if train is None else train.train, notes=notes
     )
-    directory = out
+    directory, report = out, None
     if folder is None and out is not None:
         write_scores(out, assessment)
     if folder is not None:
@@ -107,7 +115,8 @@ def evaluate_run(
             threads=torch.get_num_threads(),
         )
         write_assessment(folder, pipeline, assessment, environment=environment, directory=directory)
-    return Evaluation(assessment, directory)
+        report = directory / REPORT
+    return Evaluation(assessment, directory, report)
 
 
 READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")

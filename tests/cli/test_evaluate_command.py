@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import polars
@@ -57,8 +58,6 @@ def test_json_is_one_document(command: Command, finished_run: Path, new_tsv: Pat
 def test_a_model_folder_alone_has_no_baselines(
     command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished_run / "model", tmp_path / "model")
     done = command("evaluate", tmp_path / "model", new_tsv, "--json")
     assert done.code == 0, done.err
@@ -69,8 +68,6 @@ def test_a_model_folder_alone_has_no_baselines(
 
 def test_a_model_folder_alone_honours_out(command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path) -> None:
     """A folder that was asked for is written, or the wish is refused; it is not dropped."""
-    import shutil
-
     shutil.copytree(finished_run / "model", tmp_path / "model")
     done = command("evaluate", tmp_path / "model", new_tsv, "--out", tmp_path / "scores", "--json")
     assert done.code != 0 or (tmp_path / "scores" / "metrics.json").is_file()
@@ -155,3 +152,59 @@ def test_texts_that_are_cut_are_counted(command: Command, tiny_base: Path, tmp_p
     settings["model"]["max_length"] = 100_000
     with pytest.raises(ConfigError, match="no positions"):
         list(job.train(settings, tmp_path / "other"))
+
+
+class TestOpen:
+    """``--open`` shows the report, and is never what a command fails by."""
+
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The addresses that a browser was asked for."""
+        asked: list[str] = []
+        monkeypatch.setattr("webbrowser.open", lambda address: asked.append(address) or True)
+        return asked
+
+    def test_the_report_that_was_written(
+        self, command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path, opened: list[str]
+    ) -> None:
+        done = command("evaluate", finished_run, new_tsv, "--out", tmp_path / "scores", "--open", "--quiet")
+        assert (done.code, done.err) == (0, "")
+        assert opened == [(tmp_path / "scores" / "report.html").as_uri()]
+
+    def test_without_a_browser_its_path_is_told(
+        self, command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("webbrowser.open", lambda address: False)
+        done = command("evaluate", finished_run, new_tsv, "--out", tmp_path / "scores", "--open", "--json")
+        assert done.code == 0
+        assert json.loads(done.out)["evaluated_on"] == "new.tsv"
+        assert f"no browser was found; the report is {tmp_path / 'scores' / 'report.html'}" in done.err
+
+    def test_a_model_folder_alone_has_none(
+        self, command: Command, finished_run: Path, new_tsv: Path, tmp_path: Path, opened: list[str]
+    ) -> None:
+        shutil.copytree(finished_run / "model", tmp_path / "model")
+        done = command("evaluate", tmp_path / "model", new_tsv, "--out", tmp_path / "scores", "--open")
+        assert done.code == 0
+        assert opened == []
+        assert "there is no report to open: this is a model folder without its run" in done.err
+        assert "report.html" not in done.out, "a file that was not written is not named"
+        assert f"scores {tmp_path / 'scores'}" in done.out
+
+
+def test_the_terminal_says_what_calibration_did(
+    command: Command, tiny_base: Path, tmp_path: Path, new_tsv: Path
+) -> None:
+    from qlassify import job
+    from tiny_jobs import job_settings
+
+    data = write_table(tmp_path / "a.csv", ("text", "label"), make_rows(200, seed=4))
+    settings = job_settings(tiny_base, data, epochs=1)
+    settings["data"]["eval_fraction"] = 0.5
+    list(job.train(settings, tmp_path / "run"))
+    done = command("evaluate", tmp_path / "run", new_tsv)
+    scores = json.loads((tmp_path / "run" / "evaluation" / "new" / "metrics.json").read_text())
+    before, after = scores["decisions"]["plain"]["ece"], scores["values"]["ece"]
+    temperature = f"temperature {scores['decision']['temperature']:.3g}"
+    assert f"calibrated   {temperature}: ECE {100 * before:.1f} % -> {100 * after:.1f} %" in done.out
+    assert "label sets   " in done.out

@@ -17,12 +17,13 @@ BINS = reliability_bins(np.array([0.35, 0.62, 0.91]), np.array([False, True, Tru
 
 
 def drawn() -> list[str]:
-    svgs = [figures.loss_figure(HISTORY, EVALUATIONS), figures.reliability_figure(BINS)]
-    return [svg for svg in svgs if svg is not None]
+    svgs = [figures.loss_figure(HISTORY, EVALUATIONS), figures.reliability_figure(BINS, BINS)]
+    rates = [{**step, "learning_rate": 1e-3, "grad_norm": 2.0, "tokens": 90, "seconds": 0.5} for step in HISTORY]
+    return [*(svg for svg in svgs if svg is not None), *figures.training_figures(rates)]
 
 
-def test_both_are_well_formed_and_described() -> None:
-    assert len(drawn()) == 2
+def test_all_are_well_formed_and_described() -> None:
+    assert len(drawn()) == 5
     for svg in drawn():
         # Inside HTML the xlink prefix needs no declaration; an XML parser wants one.
         root = ElementTree.fromstring(svg.replace("<svg", '<svg xmlns:xlink="x"', 1))
@@ -37,7 +38,7 @@ def test_same_numbers_same_bytes() -> None:
 
 def test_colours_are_the_pages() -> None:
     for svg in drawn():
-        assert "var(--accent)" in svg
+        assert "var(--ink)" in svg or "var(--accent)" in svg
         assert not {figures.INK, figures.MUTED, figures.ACCENT} & set(re.findall(r"#[0-9a-f]{6}", svg))
         assert "font-family" not in svg
         assert "<style" not in svg
@@ -65,6 +66,17 @@ def test_either_curve_alone(history: list[dict[str, float]], evaluations: list[d
     assert svg is not None
     assert (">training<" in svg) == bool(history)
     assert (">evaluation<" in svg) == bool(evaluations)
+
+
+def test_before_calibration_is_drawn_behind_and_named() -> None:
+    both = figures.reliability_figure(BINS, reliability_bins(np.array([0.55, 0.95]), np.array([True, True])))
+    alone = figures.reliability_figure(BINS)
+    assert both is not None
+    assert alone is not None
+    assert both.index(">as trained<") < both.index(">calibrated<")
+    assert ">calibrated<" not in alone
+    nothing = reliability_bins(np.zeros(0), np.zeros(0, dtype=bool))
+    assert figures.reliability_figure(BINS, nothing) == alone
 
 
 def test_running_mean_by_hand() -> None:

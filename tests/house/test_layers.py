@@ -43,6 +43,7 @@ LAYERS = {
         "repeating",
         "auditing",
         "assessment",
+        "reporting",
         "artifact",
         "peft_classifier",
         "runs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +26,16 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Where to write scores, predictions and report.", rich_help_panel="Output")
     ] = None,
+    open_report: Annotated[
+        bool, typer.Option("--open", help="Open the report in a browser.", rich_help_panel="Output")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Score RUN on DATA. Columns are found as they were for the training data unless they are given."""
     from qlassify import scoring
-    from qlassify.cli.show import show_assessment
+    from qlassify.cli.show import show_evaluation
 
     reading = options.reading_settings(
         text=text,
@@ -43,4 +47,22 @@ def evaluate(
         slices=slices,
     )
     result = scoring.evaluate_run(run, data, reading, base=base, device=device or "auto", out=out)
-    show_assessment(result.assessment, result.directory, as_json=json, quiet=quiet)
+    show_evaluation(result, as_json=json, quiet=quiet)
+    if open_report:
+        open_in_browser(result.report)
+
+
+def open_in_browser(report: Path | None) -> None:
+    """Open a report, or say on standard error why it cannot be seen; never an error: the scores are there."""
+    import webbrowser
+
+    if report is None:
+        why = "this is a model folder without its run, and only a run knows its plan, its data and its curves"
+        print(f"qlassify: there is no report to open: {why}. Give the run folder.", file=sys.stderr)
+        return
+    try:
+        opened = webbrowser.open(report.resolve().as_uri())
+    except webbrowser.Error:
+        opened = False
+    if not opened:
+        print(f"qlassify: no browser was found; the report is {report.resolve()}", file=sys.stderr)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from qlassify.config.method import ProbeConfig
 from qlassify.contracts.rule import Severity
+from qlassify.evaluation.decision_words import decision_lines
 from qlassify.evaluation.minority import minority_notes
 from qlassify.evaluation.wording import kappa_words, main_score
 from qlassify.job import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qlassify.assessment import Assessment
     from qlassify.evaluation.intervals import Interval
     from qlassify.evaluation.metrics import Metrics
+    from qlassify.scoring import Evaluation
 
 MAX_SHOWN_CLASSES = 12
 """Classes in the terminal's per-class table; the report has all of them."""
@@ -199,7 +200,8 @@ class TrainView:
             self._progress = None
 
     def _finished(self, event: FinishedEvent) -> None:
-        from qlassify.assessment import as_json, next_commands
+        from qlassify.assessment import as_json
+        from qlassify.reporting import next_commands
         from qlassify.runs import read_json
 
         commands = next_commands(event.folder, read_json(event.folder.file("data.json")))
@@ -245,10 +247,11 @@ class _Rate:
             self._rows, self._seconds, self._began = 0, 0.0, time.monotonic()
 
 
-def show_assessment(assessment: Assessment, directory: Path | None, *, as_json: bool, quiet: bool) -> None:
-    """Print scores of a trained classifier."""
+def show_evaluation(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> None:
+    """Print scores of a trained classifier, and where they were written."""
     from qlassify.assessment import as_json as to_json
 
+    assessment, directory = evaluation.assessment, evaluation.directory
     if as_json:
         record = {**to_json(assessment), "written_to": None if directory is None else str(directory)}
         print(json.dumps(record, ensure_ascii=False))
@@ -258,8 +261,10 @@ def show_assessment(assessment: Assessment, directory: Path | None, *, as_json: 
     if not quiet:
         for note in assessment.notes:
             console.print(f"note   {note}")
-        if directory is not None:
-            console.print(f"report {directory / 'report.html'}")
+        if evaluation.report is not None:
+            console.print(f"report {evaluation.report}")
+        elif directory is not None:
+            console.print(f"scores {directory}")
 
 
 def print_assessment(console: Console, assessment: Assessment) -> None:
@@ -304,6 +309,8 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     if len(classes) > MAX_SHOWN_CLASSES:
         console.print(f"... and {len(classes) - MAX_SHOWN_CLASSES} more, all in the report")
     _print_slices(console, assessment)
+    for head, words in decision_lines(assessment.rule, assessment.decisions, metrics):
+        console.print(f"{head:<12} {words}")
 
 
 def _print_slices(console: Console, assessment: Assessment) -> None:

@@ -13,23 +13,9 @@ from rich.text import Text
 from qlassify.contracts.rule import Severity
 from qlassify.data.dataset import Dataset
 from qlassify.errors import QlassifyError
-from qlassify.planning.plan import human_bytes, human_count, human_seconds
+from qlassify.planning.plan import MEMORY_TERMS, human_bytes, human_count, human_seconds
 from qlassify.preparation import Preparation
 from qlassify.prospects import Prospect
-
-TERMS = {
-    "runtime_bytes": "interpreter and libraries, measured",
-    "dense_bytes": "frozen weights as numbers",
-    "low_bit_bytes": "codes and scales of quantised weights",
-    "buffer_bytes": "buffer in which they become numbers",
-    "trained_bytes": "trained values",
-    "gradient_bytes": "their gradients",
-    "optimizer_bytes": "optimiser's moments",
-    "best_bytes": "copy of the best values",
-    "activation_bytes": "activations of the heaviest micro-batch",
-    "allocator_bytes": "kept by the allocator beside them",
-}
-"""What each term of a plan's memory is, in words."""
 
 
 class PlanView:
@@ -96,7 +82,7 @@ class PlanView:
             f"mean {stats['mean']:.0f}, median {stats['p50']:.0f}, 90 % {stats['p90']:.0f}, 99 % {stats['p99']:.0f}, "
             f"longest {stats['max']:.0f} a text",
         )
-        for note in (*self.dataset.notes, *preparation.plan_notes):
+        for note in (*preparation.reading_notes, *preparation.plan_notes):
             self._line("note", note)
         for finding in () if preparation.audit is None else preparation.audit.findings():
             self._line(finding.severity, f"{finding.what} {finding.do}".strip())
@@ -107,8 +93,8 @@ class PlanView:
         self._line("model", preparation.pipeline.summary())
         table = Table(title="memory at the peak", title_justify="left", title_style="bold", show_header=False)
         for name, count in preparation.plan.memory.as_dict().items():
-            if name in TERMS and count:
-                table.add_row(TERMS[name], Text(human_bytes(count), justify="right"))
+            if name in MEMORY_TERMS and count:
+                table.add_row(MEMORY_TERMS[name], Text(human_bytes(count), justify="right"))
         table.add_row(Text("together", style="bold"), Text(human_bytes(preparation.plan.total_bytes), justify="right"))
         self.console.print(table)
 

@@ -1,4 +1,4 @@
-"""The report's curves as inline SVG: loss over training, and reliability.
+"""The report's curves as inline SVG: loss, rate, gradient and throughput over training, and reliability.
 
 matplotlib draws the geometry, the page decides the colours. Each figure is drawn in three placeholder colours that are
 replaced by the page's CSS variables afterwards, so one file follows the reader's light or dark mode; the alternatives,
@@ -32,6 +32,7 @@ _CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accen
 
 # In points, which become the user units of the SVG: a 360 pixel phone shows 9-point letters at about 8 pixels.
 _WIDTH, _HEIGHT = 400, 250
+_SMALL = (200, 140)
 
 # Fewer records than this are shown as they are.
 _MIN_STEPS_TO_AVERAGE = 40
@@ -87,29 +88,83 @@ def loss_figure(history: Sequence[Mapping[str, float]], evaluations: Sequence[Ma
     return _draw("loss", "Loss over the steps of training", draw)
 
 
-def reliability_figure(bins: Sequence[ReliabilityBin]) -> str | None:
+def reliability_figure(bins: Sequence[ReliabilityBin], before: Sequence[ReliabilityBin] | None = None) -> str | None:
     """Stated confidence against the share that came true, as SVG; None when every bin is empty.
 
     The dashed diagonal is perfect calibration. A bin's circle grows with its rows, so that three rows far
     from the diagonal do not look like a finding.
+
+    Args:
+        bins: of the probabilities as they are.
+        before: of the probabilities before they were calibrated, drawn in grey behind; one curve when None.
     """
-    drawn = [(b.confidence, b.accuracy, b.count) for b in bins if b.confidence is not None and b.accuracy is not None]
-    if not drawn:
+    after = _filled(bins)
+    if not after:
         return None
-    largest = max(count for _, _, count in drawn)
+    earlier = [] if before is None else _filled(before)
+    curves = [*([(earlier, MUTED, "as trained")] if earlier else []), (after, ACCENT, "calibrated")]
+    largest = max(count for points, _, _ in curves for _, _, count in points)
 
     def draw(axes: Axes) -> None:
-        confidence, accuracy, _ = zip(*drawn, strict=True)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.plot(confidence, accuracy, color=ACCENT, linewidth=1.0, alpha=0.6)
-        areas = [8 + 160 * count / largest for _, _, count in drawn]
-        axes.scatter(confidence, accuracy, s=areas, color=ACCENT, alpha=0.75, linewidths=0, clip_on=False)
+        for points, colour, name in curves:
+            confidence, accuracy, _ = zip(*points, strict=True)
+            axes.plot(confidence, accuracy, color=colour, linewidth=1.0, alpha=0.6)
+            areas = [8 + 160 * count / largest for _, _, count in points]
+            axes.scatter(confidence, accuracy, s=areas, color=colour, alpha=0.75, linewidths=0, clip_on=False)
+            if earlier:
+                axes.plot([], [], color=colour, linewidth=1.4, marker="o", markersize=4, label=name)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_xlabel("stated probability")
         axes.set_ylabel("share that came true")
+        if earlier:
+            axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2)
 
     return _draw("reliability", "Reliability: stated probability against the share that came true", draw)
+
+
+def training_figures(history: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+    """Small curves over the steps of training as SVG: learning rate, gradient norm, throughput.
+
+    A curve is drawn if the log has two values of it or more and not all of them are zero: a probe has no learning rate,
+    and a log that was thinned out to one line has no curve. Throughput is in tokens, or in rows where no tokens were
+    counted.
+
+    Args:
+        history: step events: ``step`` and any of ``learning_rate``, ``grad_norm``, ``rows``, ``tokens``, ``seconds``.
+    """
+    tokens = _rates(history, "tokens")
+    counted = any(rate for _, rate in tokens)
+    curves = (
+        ("learning-rate", "learning rate", _points(history, "learning_rate")),
+        ("gradient-norm", "gradient norm before clipping", _points(history, "grad_norm")),
+        ("throughput", "tokens per second", tokens)
+        if counted
+        else ("throughput", "rows per second", _rates(history, "rows")),
+    )
+    return tuple(
+        _small(name, label, points)
+        for name, label, points in curves
+        if len(points) > 1 and any(value for _, value in points)
+    )
+
+
+def _small(name: str, label: str, points: Sequence[tuple[float, float]]) -> str:
+    steps, values = zip(*points, strict=True)
+    averaged = name != "learning-rate" and len(values) >= _MIN_STEPS_TO_AVERAGE
+
+    def draw(axes: Axes) -> None:
+        axes.plot(steps, values, color=MUTED if averaged else INK, linewidth=0.8, alpha=0.45 if averaged else 1.0)
+        if averaged:
+            axes.plot(steps, running_mean(values, max(2, len(values) // 20)), color=INK, linewidth=1.2)
+        axes.set_title(label, fontsize=9.5, loc="left", color=INK)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0.0)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
+        axes.locator_params(axis="both", nbins=4)
+
+    return _draw(name, f"{label[0].upper()}{label[1:]}, over the steps of training", draw, _SMALL)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -126,13 +181,27 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _points(events: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    points = ((event.get("step"), event.get("loss")) for event in events)
-    return [(step, loss) for step, loss in points if step is not None and loss is not None and math.isfinite(loss)]
+def _filled(bins: Sequence[ReliabilityBin]) -> list[tuple[float, float, int]]:
+    """(confidence, accuracy, rows) of the bins that have rows."""
+    return [(b.confidence, b.accuracy, b.count) for b in bins if b.confidence is not None and b.accuracy is not None]
 
 
-def _draw(name: str, label: str, draw: Any) -> str:
-    """Run ``draw`` on fresh axes and return the page-ready SVG element."""
+def _points(events: Sequence[Mapping[str, float]], key: str = "loss") -> list[tuple[float, float]]:
+    points = ((event.get("step"), event.get(key)) for event in events)
+    return [(step, value) for step, value in points if step is not None and value is not None and math.isfinite(value)]
+
+
+def _rates(events: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    """``key`` per second of each step."""
+    return [
+        (event["step"], event[key] / event["seconds"])
+        for event in events
+        if event.get("seconds") and event.get(key) is not None
+    ]
+
+
+def _draw(name: str, label: str, draw: Any, size: tuple[int, int] = (_WIDTH, _HEIGHT)) -> str:
+    """Run ``draw`` on fresh axes of ``size`` points and return the page-ready SVG element."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -140,9 +209,9 @@ def _draw(name: str, label: str, draw: Any) -> str:
         # Start from the library's own settings, not from a matplotlibrc that happens to lie on this machine.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         draw(figure.subplots())
-        return _for_page(_save(figure), name, label)
+        return _for_page(_save(figure), name, label, size)
 
 
 def _save(figure: Figure) -> str:
@@ -152,7 +221,7 @@ def _save(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _for_page(svg: str, name: str, label: str) -> str:
+def _for_page(svg: str, name: str, label: str, size: tuple[int, int]) -> str:
     """Turn a stand-alone SVG file into an element of the page: its colours and font, ids of its own, an aria label."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # a rule for `*` would reach beyond the figure
@@ -162,5 +231,5 @@ def _for_page(svg: str, name: str, label: str) -> str:
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for placeholder, variable in _CSS_VARIABLES.items():
         svg = svg.replace(placeholder, variable)
-    opening = f'<svg class="figure" role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
+    opening = f'<svg class="figure" role="img" aria-label="{label}" viewBox="0 0 {size[0]} {size[1]}">'
     return re.sub(r"^<svg[^>]*>", opening, svg, count=1).strip()

@@ -110,6 +110,21 @@ class MemoryPlan:
         return {**asdict(self), "total_bytes": self.total_bytes}
 
 
+MEMORY_TERMS = {
+    "runtime_bytes": "interpreter and libraries, measured",
+    "dense_bytes": "frozen weights as numbers",
+    "low_bit_bytes": "codes and scales of quantised weights",
+    "buffer_bytes": "buffer in which they become numbers",
+    "trained_bytes": "trained values",
+    "gradient_bytes": "their gradients",
+    "optimizer_bytes": "optimiser's moments",
+    "best_bytes": "copy of the best values",
+    "activation_bytes": "activations of the heaviest micro-batch",
+    "allocator_bytes": "kept by the allocator beside them",
+}
+"""What each term of a plan's memory is, in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run will need.
