@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from qlassify.artifact import model_folder
 from qlassify.config.files import layer
 from qlassify.config.run import EvaluationConfig
@@ -19,7 +22,9 @@ from qlassify.data.corpus import read_corpus
 from qlassify.data.dataset import LabelledRows, label_rows
 from qlassify.errors import ConfigError
 from qlassify.evaluation.decision import DecisionRule
+from qlassify.evaluation.decision_scores import evaluate_answers
 from qlassify.evaluation.metrics import Metrics
+from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.job import read_dataset, require_same_data
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.scoring import reading_options, run_of
@@ -93,12 +98,21 @@ def calibrate_run(
     pipeline.run = pipeline.run.replace(evaluation=settings.model_dump())
     rows, part = _rows(path, pipeline, data, reading)
     encoded = pipeline.encode_corpus(rows.corpus)
-    former, before = pipeline.decision, pipeline.score(rows, encoded)
-    notes = pipeline.calibrate(rows, encoded)
-    after = pipeline.score(rows, encoded)
+    logits = predict_logits(pipeline.trainable.classifier, encoded)
+    former, before = pipeline.decision, _scores(pipeline, rows, logits)
+    notes = pipeline.calibrate(rows, encoded, logits)
+    cooled = logits * np.float32(former.temperature / pipeline.decision.temperature)
+    after = _scores(pipeline, rows, cooled)
     directory = model_folder(path)
     pipeline.save_again(directory)
     return Calibration(directory, part, pipeline.labels.names, former, pipeline.decision, before, after, notes)
+
+
+def _scores(pipeline: ClassifyPipeline, rows: LabelledRows, logits_NC: npt.NDArray[np.float32]) -> Metrics:
+    """The scores of rows whose logits are known."""
+    labels, multi_label = pipeline.labels, pipeline.labels.multi_label
+    scores = probabilities(logits_NC, multi_label=multi_label)
+    return evaluate_answers(pipeline.decision, rows.targets, scores, labels.names, multi_label=multi_label)
 
 
 def _rows(

@@ -365,10 +365,17 @@ class ClassifyPipeline(StepwisePipeline):
         require_possible(settings, self.labels)
         self._decision = self.decision.replace(abstain_below=settings.abstain_below)
 
-    def calibrate(self, rows: LabelledRows, encoded: Encoded) -> tuple[str, ...]:
+    def calibrate(
+        self, rows: LabelledRows, encoded: Encoded, logits_NC: npt.NDArray[np.float32] | None = None
+    ) -> tuple[str, ...]:
         """Choose temperature, thresholds and label sets on rows that were not trained on.
 
         The head is divided by the temperature, so the logits that the classifier gives from now on are calibrated.
+
+        Args:
+            rows: the rows.
+            encoded: their tokens.
+            logits_NC: their logits, if they are known already.
 
         Returns:
             A sentence for what could not be chosen.
@@ -377,8 +384,10 @@ class ClassifyPipeline(StepwisePipeline):
             ConfigError: the settings ask for a decision that these labels have no place for.
         """
         classifier, settings = self.trainable.classifier, self.run.evaluation
-        logits = predict_logits(classifier, encoded) if settings.calibrate else np.empty((0, 0), np.float32)
-        fit = fit_decision(logits, rows.targets, self.labels, settings, held_temperature=self.decision.temperature)
+        if logits_NC is None:
+            needed = settings.calibrate
+            logits_NC = predict_logits(classifier, encoded) if needed else np.empty((0, 0), np.float32)
+        fit = fit_decision(logits_NC, rows.targets, self.labels, settings, held_temperature=self.decision.temperature)
         classifier.head.cool(fit.temperature)
         self._decision = fit.rule
         return fit.notes

@@ -21,9 +21,9 @@ def calibrate(
         Path | None, typer.Argument(help="Labelled rows that were not trained on; the run's validation rows if none.")
     ] = None,
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="From which probability a label (several labels) or the positive class (two classes) is given.",
+            help="From which probability a label (several) or the positive class (of two) is given; or tuned.",
             rich_help_panel=DECISIONS,
         ),
     ] = None,
