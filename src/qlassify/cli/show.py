@@ -274,7 +274,7 @@ def print_assessment(console: Console, assessment: Assessment) -> None:
     columns = (
         ("macro_f1", "micro_f1", "subset_accuracy", "lrap", "log_loss")
         if multi_label
-        else ("accuracy", "macro_f1", "weighted_f1", "mcc", "log_loss")
+        else ("accuracy", "macro_f1", "mcc", "log_loss")
     )
     table = Table(title=f"{assessment.part}: {metrics.num_rows} rows", title_justify="left", title_style="bold")
     table.add_column("")
