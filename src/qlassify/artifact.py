@@ -143,6 +143,7 @@ def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
 
 def replace_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     """Write a classifier in place of the one in ``directory``, which stays whole until the new one is written."""
+    directory = directory.resolve()
     written, former = (directory.with_name(f"{directory.name}.{state}") for state in ("new", "former"))
     for leftover in (written, former):
         shutil.rmtree(leftover, ignore_errors=True)

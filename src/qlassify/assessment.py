@@ -128,7 +128,7 @@ def assess_rows(
         slices=slice_scores(
             rows.targets,
             predicted,
-            row_groups(encoded.lengths, encoded.lost_tokens, rows.corpus.extra),
+            row_groups(encoded.whole_lengths, encoded.lost_tokens, rows.corpus.extra),
             multi_label=multi_label,
             num_classes=len(labels),
         ),

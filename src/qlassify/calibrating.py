@@ -20,8 +20,9 @@ from qlassify.config.files import layer
 from qlassify.config.run import EvaluationConfig
 from qlassify.data.corpus import read_corpus
 from qlassify.data.dataset import LabelledRows, label_rows
-from qlassify.errors import ConfigError
+from qlassify.errors import ConfigError, DataError
 from qlassify.evaluation.decision import DecisionRule
+from qlassify.evaluation.decision_fit import MIN_ROWS
 from qlassify.evaluation.decision_scores import evaluate_answers
 from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
@@ -89,7 +90,9 @@ def calibrate_run(
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: the settings ask for a decision that these labels have no place for, or there are no rows.
+        ConfigError: the settings ask for a decision that these labels have no place for, or no rows are given and none
+            are known.
+        DataError: the rows are too few; the saved classifier is as it was.
     """
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
     _, run = run_of(path)
@@ -97,6 +100,14 @@ def calibrate_run(
     settings = EvaluationConfig.parse(layer(own.model_dump(), wanted))
     pipeline.run = pipeline.run.replace(evaluation=settings.model_dump())
     rows, part = _rows(path, pipeline, data, reading)
+    if settings.calibrate and len(rows) < MIN_ROWS:
+        raise DataError(
+            "too few rows to choose decisions on",
+            where=part,
+            got=f"{len(rows)} rows",
+            wanted=f"{MIN_ROWS} or more",
+            do="Give a file with more rows, or --plain for costs and abstentions without calibration.",
+        )
     encoded = pipeline.encode_corpus(rows.corpus)
     logits = predict_logits(pipeline.trainable.classifier, encoded)
     former, before = pipeline.decision, _scores(pipeline, rows, logits)

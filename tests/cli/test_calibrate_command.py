@@ -98,3 +98,21 @@ def test_abstentions_are_null_and_empty_cells(command: Command, run: Path, tmp_p
     assert [line["probability"] for line in lines] == pytest.approx(sure.tolist(), abs=2e-6)
     out = command("predict", run, new, "--abstain-below", limit, "--output", "csv").out
     assert [row["label"] == "" for row in csv.DictReader(io.StringIO(out))] == (sure < limit).tolist()
+
+
+def test_too_few_rows_leave_the_classifier_alone(command: Command, run: Path) -> None:
+    before = (run / "model" / "classifier.json").read_bytes()
+    done = command("calibrate", run)
+    assert done.code != 0
+    assert "30 rows" in done.err
+    assert (run / "model" / "classifier.json").read_bytes() == before
+    assert command("calibrate", run, "--plain", "--abstain-below", "0.5").code == 0
+    assert ClassifyPipeline.load(run).decision.abstain_below == 0.5
+
+
+def test_from_inside_the_model_folder(
+    command: Command, run: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run / "model")
+    assert command("calibrate", ".", fresh).code == 0
+    assert ClassifyPipeline.load(run).decision.fitted_rows == 90

@@ -16,7 +16,7 @@ from qlassify.errors import ConfigError
 from qlassify.evaluation.conformal import label_sets, set_floor
 from qlassify.evaluation.decision import DecisionRule, PositiveRule, named_sets
 from qlassify.evaluation.decision_fit import MIN_ROWS, fit_decision, plain_rule
-from qlassify.evaluation.decision_scores import answered_shares, evaluate_answers, score_decisions
+from qlassify.evaluation.decision_scores import _set_scores, answered_shares, evaluate_answers, score_decisions
 from qlassify.evaluation.predict import probabilities
 from qlassify.evaluation.temperature import LARGEST_TEMPERATURE, fit_temperature
 from qlassify.evaluation.thresholds import (
@@ -157,6 +157,31 @@ class TestSets:
         assert set_floor(scores, targets, 0.9) == 0.0  # would need a fifth
         sets = label_sets(np.array([[0.65, 0.35], [0.5, 0.5], [0.55, 0.45]]), 0.6)
         assert sets.tolist() == [[True, False], [True, False], [True, False]]  # never empty
+
+    def test_shares_that_come_out_a_hair_above_a_whole_number(self) -> None:
+        """0.07 * 100 is 7.000000000000001: seven of a hundred are enough."""
+        scores = np.linspace(0.99, 0.01, 99)
+        of_two = np.stack([scores, 1 - scores], axis=1)
+        assert set_floor(of_two, np.zeros(99, np.int64), 0.07) == scores[6]
+
+    def test_bounds_of_chance(self) -> None:
+        """The coverage of simulated sets lies within them in 99 of 100 cases."""
+        rng = np.random.default_rng(12)
+        inside = 0
+        for _ in range(300):
+            of_truth = rng.random(99 + 200)
+            both = np.stack([of_truth, np.full(299, -1.0)], axis=1)
+            rule = DecisionRule(
+                coverage=0.9, set_floor=set_floor(both[:99], np.zeros(99, np.int64), 0.9), fitted_rows=99
+            )
+            # A third class is always the likeliest, so a set may miss the true one.
+            scores = np.concatenate([np.full((200, 1), 1.0), both[99:]], axis=1) / 3
+            low_rule = rule.replace(set_floor=(rule.set_floor or 0.0) / 3)
+            told = _set_scores(low_rule, scores, np.ones(200, np.int64))
+            assert told is not None
+            inside += told.expected_low <= told.coverage <= told.expected_high
+        # 297 of 300 are expected with a standard deviation of 1.7; four of them below.
+        assert inside >= 290
 
     def test_names_are_likeliest_first(self) -> None:
         scores = np.array([[0.2, 0.5, 0.3]])

@@ -71,7 +71,7 @@ def test_a_column_of_infinities_is_one_of_words() -> None:
 
 def test_lengths_are_whole_texts_and_truncated_rows_are_a_slice_where_there_are_any() -> None:
     lengths, lost = np.array([3, 8, 8, 5]), np.array([0, 4, 0, 0])
-    groups = rows_by_value(row_groups(lengths, lost, {}))
+    groups = rows_by_value(row_groups(lengths + lost, lost, {}))
     assert groups == {"3": [0], "5": [3], "8": [2], "12": [1], "truncated": [1]}
     assert "truncated" not in rows_by_value(row_groups(lengths, np.zeros(4, int), {}))
 

@@ -27,6 +27,15 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 
+def covering_rank(num_rows: int, coverage: float) -> int:
+    """How many of n + 1 rows, the surest first, a set with the wanted coverage has to hold.
+
+    The one is the new row, which may be more improbable than all n.
+    """
+    # The product of a share and a whole number may come out a hair above the whole number that it is.
+    return math.ceil((num_rows + 1) * coverage - 1e-9)
+
+
 def set_floor(scores_NC: FloatArray, targets_N: NDArray[Any], coverage: float) -> float:
     """The least probability of a class in a label set with the wanted coverage.
 
@@ -40,8 +49,7 @@ def set_floor(scores_NC: FloatArray, targets_N: NDArray[Any], coverage: float) -
         ``coverage / (1 - coverage)`` of them.
     """
     n = len(targets_N)
-    # The (n + 1) stands for the new row, which may be more improbable than all n.
-    rank = math.ceil((n + 1) * coverage)
+    rank = covering_rank(n, coverage)
     if rank > n:
         return 0.0
     of_truth = np.asarray(scores_NC)[np.arange(n), targets_N]

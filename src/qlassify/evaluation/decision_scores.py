@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qlassify.evaluation.conformal import covering_rank
 from qlassify.evaluation.decision import DecisionRule, PositiveRule
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
 
@@ -163,22 +164,31 @@ def _set_scores(rule: DecisionRule, scores_NC: FloatArray, targets: npt.NDArray[
     sets = rule.sets(scores_NC)
     if sets is None or rule.coverage is None:
         return None
-    from scipy.stats import betabinom
-
     n, sizes = len(targets), sets.sum(axis=1)
-    # The coverage on n new rows, over the choice of both the fitted and the new rows, has this law (Angelopoulos and
-    # Bates 2021, arXiv:2107.07511, appendix C) when both come from one source.
-    misses = int(np.floor((rule.fitted_rows + 1) * (1 - rule.coverage)))
-    law = betabinom(n, rule.fitted_rows + 1 - misses, max(misses, 1e-9))
-    low, high = law.ppf(0.005) / n, law.ppf(0.995) / n
+    low, high = _chance_bounds(n, rule.fitted_rows, rule.coverage)
     return SetScores(
         promised=rule.coverage,
         coverage=float(sets[np.arange(n), targets].mean()),
-        expected_low=float(low),
-        expected_high=float(high),
+        expected_low=low,
+        expected_high=high,
         mean_size=float(sizes.mean()),
         single=float((sizes == 1).mean()),
     )
+
+
+def _chance_bounds(num_rows: int, fitted_rows: int, coverage: float) -> tuple[float, float]:
+    """Between which shares the coverage on ``num_rows`` new rows lies in 99 of 100 cases, if the promise holds.
+
+    Over the choice of both the fitted and the new rows, from one source, the number of covered rows is beta-binomial
+    (Angelopoulos and Bates 2021, arXiv:2107.07511, on the concentration of the empirical coverage).
+    """
+    from scipy.stats import betabinom
+
+    rank = covering_rank(fitted_rows, coverage)
+    if rank > fitted_rows:
+        return 1.0, 1.0  # every class is in every set
+    law = betabinom(num_rows, rank, fitted_rows + 1 - rank)
+    return float(law.ppf(0.005) / num_rows), float(law.ppf(0.995) / num_rows)
 
 
 def answered_shares(

@@ -130,18 +130,18 @@ def _scores_of(
 
 
 def row_groups(
-    lengths: npt.NDArray[np.integer[Any]],
+    whole_lengths: npt.NDArray[np.integer[Any]],
     lost_tokens: npt.NDArray[np.integer[Any]],
     columns: Mapping[str, Sequence[str | None]],
 ) -> tuple[Group, ...]:
     """The groups that a report looks at: by length, truncated rows if there are any, and by each column.
 
     Args:
-        lengths: tokens of each row as the model saw it, (N,).
-        lost_tokens: tokens that were cut off each row, (N,).
+        whole_lengths: tokens of each row before anything is cut and none counted twice, (N,).
+        lost_tokens: tokens of it that the model does not read, (N,).
         columns: name -> the value of each row, None where it is missing.
     """
-    whole = (lengths + lost_tokens).astype(np.float64)
+    whole = whole_lengths.astype(np.float64)
     groups = [*_quartiles(TOKENS, whole, np.arange(len(whole)))]
     cut = np.flatnonzero(lost_tokens)
     if len(cut):
