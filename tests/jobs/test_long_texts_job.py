@@ -212,6 +212,14 @@ def test_evaluate_says_what_was_not_read(windowed: Path, data: Path, tiny_base: 
 # Plans, audit, contracts
 
 
+def test_slices_count_each_token_once(windowed: Path, data: Path, tmp_path: Path) -> None:
+    """The word tokeniser gives a token a word, and two special ones; windows overlap and repeat the special ones."""
+    told = evaluate_run(windowed, data.parent / "test.csv", {}, out=tmp_path / "slices").assessment.slices
+    bounds = [int(number) for one in told if one.column == "tokens" for number in one.value.split(" to ")]
+    words = [len(text.split()) + 2 for text, _ in long_rows(60, seed=8)]
+    assert (min(bounds), max(bounds)) == (min(words), max(words))
+
+
 def test_a_plan_counts_what_windows_compute(tiny_base: Path, data: Path) -> None:
     settings = settings_of(tiny_base, data, "windows")
     settings["training"]["token_budget"] = 64
