@@ -26,6 +26,7 @@ def sketch_base(source: ModelSource, placement: Placement, run: RunConfig) -> Ba
     """The pretrained model without weights."""
     backbone = Backbone(load_skeleton(source.directory, placement.dtype), source.directory)
     backbone.quant = run.quant
+    backbone.processor = placement.device
     return backbone
 
 

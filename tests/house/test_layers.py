@@ -21,7 +21,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = {
     0: {"errors", "seeding", "version", "demo_corpus"},
-    1: {"config", "contracts"},
+    1: {"config", "contracts", "kernels"},
     2: {"quant", "formats", "data", "planning"},
     3: {"methods", "models"},
     4: {"training", "evaluation", "tracking"},

@@ -22,8 +22,9 @@ from qlassify.config.method import LoraConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.methods.base_layer import dense_weight, linear_shape
 from qlassify.methods.dora import DoraLinear
+from qlassify.methods.dropout import Dropout
 from qlassify.methods.inject import attach, linear_layers
-from qlassify.methods.lora import LoraLinear, draw_kept
+from qlassify.methods.lora import LoraLinear
 from qlassify.methods.state import load_adapter, merge, save_adapter
 from qlassify.quant.linear import LowBitLinear
 from qlassify.seeding import torch_generator
@@ -186,9 +187,9 @@ def test_gradients_under_dropout_belong_to_the_drawn_mask(
     x = torch.randn(3, 5, IN, generator=generator, dtype=dtype)
     grad = torch.randn(3, 5, OUT, generator=generator, dtype=dtype)
     found = ours(layer, x, grad)
-    threshold = round(0.4 * 65536)
-    kept = draw_kept(15 * IN, threshold, torch_generator(0, "dropout")).view(15, IN) != 0
-    assert_near(found, twin(layer, x, grad, kept.double() / (1 - threshold / 65536)), dtype)
+    dropout = Dropout.draw(0.4, torch_generator(0, "dropout"))
+    kept = dropout.kept(x.view(15, IN))
+    assert_near(found, twin(layer, x, grad, kept.double() * dropout.scale), dtype)
     assert_near(ours(layer.eval(), x, grad), twin(layer, x, grad), dtype)
 
 

@@ -17,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from qlassify.config.method import LoraConfig
 from qlassify.methods.base_layer import linear_shape
+from qlassify.methods.dropout import Dropout
 from qlassify.methods.inject import attach, linear_layers
-from qlassify.methods.lora import LoraLinear, draw_kept
+from qlassify.methods.lora import LoraLinear
 from qlassify.methods.state import merge
 from qlassify.seeding import torch_generator
 from reference.lora import lora_forward
@@ -181,9 +182,9 @@ def drawn_mask(layer: LoraLinear, rows: int) -> Tensor:
 def test_dropout_keeps_the_right_share(dropout: float) -> None:
     mask = drawn_mask(identity_path(dropout), 1000)
     kept = mask > 0
-    keep = 1 - round(dropout * 65536) / 65536  # what 16 random bits can say
-    # 1 / keep is a factor in float64 here; only the sum with the input rounds.
-    torch.testing.assert_close(mask[kept], torch.full_like(mask[kept], 1 / keep), rtol=1e-12, atol=0)
+    keep = 1 - dropout
+    # 1 / keep is a factor in float64; its probability has 32 bits.
+    torch.testing.assert_close(mask[kept], torch.full_like(mask[kept], 1 / keep), rtol=1e-8, atol=0)
     assert torch.equal(mask[~kept], torch.zeros_like(mask[~kept]))
     # 64,000 draws: five standard deviations of a share.
     assert float(kept.double().mean()) == pytest.approx(keep, abs=5 * math.sqrt(keep * dropout / mask.numel()))
@@ -222,9 +223,8 @@ def test_gradients_under_dropout_belong_to_the_drawn_mask(
     x = torch.randn(3, 5, IN, generator=generator, dtype=dtype)
     grad = torch.randn(3, 5, OUT, generator=generator, dtype=dtype)
     found = ours(layer, x, grad)
-    threshold = round(0.4 * 65536)
-    kept = draw_kept(15 * IN, threshold, torch_generator(0, "dropout")).view(15, IN) != 0
-    mask = kept.double() / (1 - threshold / 65536)
+    dropout = Dropout.draw(0.4, torch_generator(0, "dropout"))
+    mask = dropout.kept(x.view(15, IN)).double() * dropout.scale
     for tensor, wanted in zip(found, twin(layer, x, grad, mask), strict=True):
         # fp32: the house tolerance; float64: two orders of a sum.
         rtol, atol = (1e-5, 1e-6) if dtype == torch.float32 else (1e-11, 1e-12)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from qlassify.config.method import LoraConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError, DataError, ModelError
+from qlassify.methods.dropout import Dropout
 from qlassify.methods.inject import attach
-from qlassify.methods.lora import LoraLinear, draw_kept
+from qlassify.methods.lora import LoraLinear
 from qlassify.methods.qlora import QLoraLinear
 from qlassify.methods.state import merge
 from qlassify.quant.linear import LowBitLinear
@@ -151,9 +152,9 @@ def test_gradients_under_dropout_belong_to_the_drawn_mask(generator: torch.Gener
         layer.lora_B.normal_(generator=generator)
     x, grad = torch.randn(3, 5, IN, generator=generator), torch.randn(3, 5, OUT, generator=generator)
     found = ours(layer, x, grad)
-    threshold = round(0.4 * 65536)
-    kept = draw_kept(15 * IN, threshold, torch_generator(0, "dropout")).view(15, IN) != 0
-    assert_near(found, twin(layer, x, grad, kept.double() / (1 - threshold / 65536)))
+    dropout = Dropout.draw(0.4, torch_generator(0, "dropout"))
+    kept = dropout.kept(x.view(15, IN))
+    assert_near(found, twin(layer, x, grad, kept.double() * dropout.scale))
 
 
 def test_bf16_inputs_train_fp32_factors(quant: QuantConfig, generator: torch.Generator) -> None:

@@ -22,11 +22,8 @@ a second step would change the codes, which then no longer follow from the base 
 A and B are fp32 whatever the backbone computes in, and B is kept unscaled: scaling it on the way would divide its
 effective learning rate. The products run in the type of x.
 
-Dropout draws from a generator that belongs to the attachment, so a resumed run continues the same stream. Each 64
-random bits decide four elements, so the probability is a multiple of 1 / 65536; the mask is all ones or all zeros in
-the bits of an element and is applied with a bitwise and; and the factor 1 / keep goes into the scaling. Drawing a
-float per element and multiplying took a third of a small model's training step, and torch's masked_fill on bf16 costs
-twenty times the bitwise and.
+Dropout on the path's input is a hash of an element's place and of a key drawn for the call (``methods.dropout``): no
+mask is kept, and backward finds the dropped elements again. The factor 1 / P(kept) goes into the scaling.
 """
 
 from __future__ import annotations
@@ -41,20 +38,13 @@ from qlassify.config.method import LoraConfig
 from qlassify.errors import ConfigError
 from qlassify.methods.adapter_module import AdapterModule
 from qlassify.methods.base_layer import bias_of, dense_layer, dense_weight, linear_shape, placement_of
+from qlassify.methods.dropout import Dropout
 from qlassify.quant.linear import LowBitLinear
 from qlassify.quant.low_rank import leading_factors
 
-_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
-"""Integers as wide as each type that a backbone computes in."""
-
-
-def _seen(x: Tensor, kept: Tensor | None) -> Tensor:
-    """``x`` with the elements that are not kept at zero."""
-    return x if kept is None else torch.bitwise_and(x.view(kept.dtype), kept).view(x.dtype)
-
 
 class _LoraFunction(torch.autograd.Function):
-    """y = x W^T + b + scaling * (seen(x) A^T) B^T, where seen(x) is x with its dropped elements zero."""
+    """y = x W^T + b + scaling * (drop(x) A^T) B^T, where drop(x) is x with its dropped elements zero."""
 
     @staticmethod
     def forward(
@@ -65,7 +55,7 @@ class _LoraFunction(torch.autograd.Function):
         lora_a: Tensor,
         lora_b: Tensor,
         scaling: float,
-        kept: Tensor | None,
+        dropout: Dropout | None,
     ) -> Tensor:
         """Compute y.
 
@@ -77,36 +67,44 @@ class _LoraFunction(torch.autograd.Function):
             lora_a: (rank, in).
             lora_b: (out, rank).
             scaling: factor on the low-rank path; with dropout, divided by the keep probability.
-            kept: (tokens, in) mask of the elements that the low-rank path sees, from ``draw_kept``, or None for all.
+            dropout: what the low-rank path does not see, or None.
         """
         rows = x.reshape(-1, x.shape[-1])
-        seen = _seen(rows, kept)
         a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)
-        inner = seen @ a.T  # (tokens, rank)
+        inner = (rows if dropout is None else dropout.apply(rows)) @ a.T  # (tokens, rank)
         y = nn.functional.linear(rows, dense_weight(base, x.dtype), bias)
         y = y.addmm_(inner, b.T, alpha=scaling)
-        ctx.save_for_backward(rows, lora_a, lora_b, inner, kept)
-        ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape
+        ctx.save_for_backward(rows, lora_a, lora_b, inner)
+        ctx.base, ctx.scaling, ctx.dropout, ctx.shape = base, scaling, dropout, x.shape
         return y.view(*x.shape[:-1], len(lora_b))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None, None]:
         """Gradients of x, A and B."""
-        rows, lora_a, lora_b, inner, kept = ctx.saved_tensors
+        rows, lora_a, lora_b, inner = ctx.saved_tensors
         scaling: float = ctx.scaling
+        dropout: Dropout | None = ctx.dropout
         g = grad.reshape(-1, grad.shape[-1])
         grad_inner = (g @ lora_b.to(g.dtype)).mul_(scaling)  # (tokens, rank)
         grad_x: Tensor | None = None
+        spare: Tensor | None = None
         if ctx.needs_input_grad[0]:
             grad_x = g @ dense_weight(ctx.base, g.dtype)
-            if kept is None:
+            if dropout is None:
                 grad_x.addmm_(grad_inner, lora_a.to(g.dtype))
             else:
-                grad_x.add_(_seen(grad_inner @ lora_a.to(g.dtype), kept))
+                spare = grad_inner @ lora_a.to(g.dtype)
+                dropout.add_to(grad_x, spare)
             grad_x = grad_x.view(ctx.shape)
-        grad_a = (grad_inner.T @ _seen(rows, kept)).to(lora_a.dtype) if ctx.needs_input_grad[3] else None
-        grad_b = (g.T @ inner).to(lora_b.dtype).mul_(scaling) if ctx.needs_input_grad[4] else None
+        grad_a: Tensor | None = None
+        if ctx.needs_input_grad[3]:
+            seen = rows if dropout is None else dropout.apply(rows, out=spare)
+            grad_a = (grad_inner.T @ seen).to(lora_a.dtype)
+        grad_b: Tensor | None = None
+        if ctx.needs_input_grad[4]:
+            # (inner^T g)^T and not g^T inner: a product with few rows is nearly twice as fast as one with few columns.
+            grad_b = (inner.T @ g).T.to(lora_b.dtype, memory_format=torch.contiguous_format).mul_(scaling)
         return grad_x, None, None, grad_a, grad_b, None, None
 
 
@@ -217,15 +215,13 @@ class LoraLinear(AdapterModule):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) -> (..., out): x (W + scaling * B A)^T + bias, with dropout before A while training."""
-        kept: Tensor | None = None
+        dropout: Dropout | None = None
         scaling = self.scaling
         if self.training and self.dropout > 0:
-            threshold = round(self.dropout * 65536)
-            mask = draw_kept(x.numel(), threshold, self._dropout_generator).view(-1, x.shape[-1])
-            kept = mask.to(device=x.device, dtype=_BITS[x.dtype])
-            scaling /= 1 - threshold / 65536
+            dropout = Dropout.draw(self.dropout, self._dropout_generator)
+            scaling *= dropout.scale
         y: Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
-            x, self.base, bias, *self.factors(), scaling, kept
+            x, self.base, bias, *self.factors(), scaling, dropout
         )
         return y
 
@@ -244,10 +240,3 @@ def _lost_to_quantising(base: nn.Module, rank: int) -> tuple[Tensor, Tensor]:
     if len(a) != rank:
         raise ConfigError("the rank has changed since the weights were loaded", got=rank, wanted=len(a))
     return b, a
-
-
-def draw_kept(count: int, threshold: int, generator: torch.Generator) -> Tensor:
-    """(count,) int16 on the CPU: 0 (all bits zero) with probability threshold / 65536, else -1 (all bits one)."""
-    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    draws = words.view(torch.int16)[:count]
-    return torch.ge(draws, threshold - 32768, out=torch.empty_like(draws)).neg_()

@@ -63,6 +63,7 @@ class Backbone(nn.Module):
         quant: the format of its low-bit weights, or None when it has none.
         vocab_size: rows of the token embedding.
         packed: whether batches run without padding.
+        processor: ``cpu`` or ``cuda``: what computes, or on a sketch what would.
 
     A module of a packed model that calls attention gets an attribute ``key_value_shapes``: the shapes (K, D) of its
     keys and (K, V) of its values. It says that the module hands keyword arguments, such as a prefix, on to packed
@@ -90,6 +91,7 @@ class Backbone(nn.Module):
         self.causal = _is_causal(model)
         self.max_positions = _max_positions(config, self.position_offset)
         self._attention_path: str | None = None
+        self.processor = "cuda" if self.device.type == "cuda" else "cpu"
         self.packed = self._can_be_packed()
 
     @property
@@ -129,6 +131,8 @@ class Backbone(nn.Module):
             token_type_ids_T: (T,) int64 segments of text pairs, or None.
             layout: the texts' lengths.
         """
+        if self.is_sketch:
+            layout.processor = self.processor
         with AnswerNo() if self.is_sketch else contextlib.nullcontext():
             if not self.packed:
                 return self._forward_padded(token_ids_T, token_type_ids_T, layout)

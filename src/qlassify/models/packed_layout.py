@@ -1,18 +1,22 @@
 """Where the texts of a packed batch lie: buckets of similar length, and which key a query sees.
 
 The texts, longest first, fall into buckets. One bucket for all would spend most of its work on places that hold no
-token; one per text would launch a handful of kernels for each.
+token; one per text would launch a handful of kernels for each. Buckets are made when somebody asks for them: attention
+that walks from text to text (``kernels.attention``) needs none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from qlassify.kernels.texts import Texts
 
 BUCKET_SLACK = 32
 """A text joins a bucket while it is at most this many tokens shorter than the bucket's longest, or ..."""
@@ -50,6 +54,12 @@ class PackedLayout:
         device: where the index tensors live.
 
     Attributes:
+        lengths: (B,) tokens of each text.
+        num_tokens: T.
+        device: where the index tensors live.
+        starts: (B,) first token of each text.
+        last: (B,) last token of each text.
+        processor: ``cpu`` or ``cuda``: what computes on these texts; for a sketch, what would.
         calls: attention module -> shape (K, D) of its keys and (K, V) of its values, of each that was called with this
             layout; None, and nothing is noted, unless somebody puts a dictionary here.
     """
@@ -58,21 +68,40 @@ class PackedLayout:
         self.lengths = lengths
         self.num_tokens = int(lengths.sum())
         self.device = torch.device(device)
+        self.processor = "cuda" if self.device.type == "cuda" else "cpu"
         starts = np.cumsum(lengths) - lengths
         self.starts = torch.from_numpy(starts).to(self.device)
         self.last = torch.from_numpy(starts + lengths - 1).to(self.device)
+        self.calls: dict[torch.nn.Module, tuple[torch.Size, torch.Size]] | None = None
+        self._masks: dict[tuple[int, bool, int | None, int], Tensor | None] = {}
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The texts in rectangles of similar length."""
+        return self._rectangles[0]
+
+    @property
+    def scatter(self) -> Tensor:
+        """(T,) place of each token in the rectangles, one after another."""
+        return self._rectangles[1]
+
+    @cached_property
+    def _rectangles(self) -> tuple[tuple[Bucket, ...], Tensor]:
+        starts = np.cumsum(self.lengths) - self.lengths
         buckets: list[Bucket] = []
         scatter = np.empty(self.num_tokens, dtype=np.int64)
         offset = 0
-        for members in _bucket_members(lengths):
-            bucket, gather, places = _make_bucket(lengths[members], starts[members], self.device)
+        for members in _bucket_members(self.lengths):
+            bucket, gather, places = _make_bucket(self.lengths[members], starts[members], self.device)
             scatter[gather[places]] = offset + places
             offset += len(gather)
             buckets.append(bucket)
-        self.buckets = tuple(buckets)
-        self.scatter = torch.from_numpy(scatter).to(self.device)
-        self.calls: dict[torch.nn.Module, tuple[torch.Size, torch.Size]] | None = None
-        self._masks: dict[tuple[int, bool, int | None, int], Tensor | None] = {}
+        return tuple(buckets), torch.from_numpy(scatter).to(self.device)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Where the texts lie, for the CPU's kernels."""
+        return Texts.of(self.lengths)
 
     def mask(self, index: int, *, causal: bool, window: int | None, prefix: int = 0) -> Tensor | None:
         """Which keys a query sees in bucket ``index``, as bool that broadcasts to (n, K, G, L, S); None for all.

@@ -15,19 +15,14 @@ ten times as long.
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from numba.core import config
 from torch import Tensor
 
+from qlassify.kernels.compiling import OPTIONS, kernel, run_parts
 from qlassify.quant.codebook import CodeBook, dynamic_levels, dynamic_midpoints
 from qlassify.quant.kernels.simd import (
     affine_group_to_bf16,
@@ -39,12 +34,8 @@ from qlassify.quant.kernels.simd import (
     largest_of_lanes,
 )
 
-if config.DISABLE_JIT:
-    raise ImportError("NUMBA_DISABLE_JIT is set")
-
 PART = 1 << 20
 """Fewest weights that are worth a thread when they become numbers; a quarter of it when they become codes."""
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
 _SMALLEST = np.float32(1e-38)
 _INFINITY_BITS = 0x7F800000
 _NO_OFFSETS = np.empty(0, np.float32)
@@ -53,40 +44,10 @@ _NO_OFFSETS = np.empty(0, np.float32)
 AVX512 = has_avx512()
 
 
-def _kernel(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` compiled by numba on its first call, kept in numba's cache on disk wherever that can be written."""
-    compiled: Callable[..., None] | None = None
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> None:
-        nonlocal compiled
-        if compiled is not None:
-            compiled(*arguments)
-            return
-        compiled = _compile(function)
-        try:
-            compiled(*arguments)
-        except Exception:
-            # The cache cannot be read or written: a full disk, or a damaged file, which unpickling may answer with
-            # anything. The code does not depend on it; whatever else is wrong is raised again here.
-            compiled = numba.njit(**_OPTIONS)(function)
-            compiled(*arguments)
-
-    return call
-
-
-def _compile(function: Callable[..., None]) -> Callable[..., None]:
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder for the cache can be written
-        compiled = numba.njit(**_OPTIONS)(function)
-    return compiled
-
-
 # numba. Loops run over slices from zero: numba then knows that no index is negative and LLVM vectorises them.
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _put(codes, position, code):  # type: ignore[no-untyped-def]
     """Write a 4-bit code; the low half of a byte is written after its high half."""
     if position & 1:
@@ -95,7 +56,7 @@ def _put(codes, position, code):  # type: ignore[no-untyped-def]
         codes[position >> 1] = np.uint8(code << 4)
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _largest_bits(bits):  # type: ignore[no-untyped-def]
     """The bits of the largest magnitude. As integers, magnitudes order like numbers, with infinity and NaN on top."""
     whole = bits.size // 16
@@ -105,7 +66,7 @@ def _largest_bits(bits):  # type: ignore[no-untyped-def]
     return largest
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _to_bf16(bits):  # type: ignore[no-untyped-def]
     """The bits of an fp32 number that is not NaN, rounded to bf16: nearest, ties to even."""
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
@@ -138,7 +99,7 @@ def _quantize_book_plain(weight, group_size, midpoints, order, order32, codes, a
             _put(codes, start + i, order[rank])
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _round_steps(values, scale, steps, rounded):  # type: ignore[no-untyped-def]
     """round(value / scale) within -steps and steps, counted from -steps - 1."""
     most = np.float32(steps)
@@ -146,7 +107,7 @@ def _round_steps(values, scale, steps, rounded):  # type: ignore[no-untyped-def]
         rounded[i] = np.uint8(np.int32(min(max(np.rint(values[i] / scale), -most), most)) + np.int32(steps + 1))
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _round_steps_from(values, low, scale, steps, rounded):  # type: ignore[no-untyped-def]
     """round((value - low) / scale) within 0 and steps; in float64, where no difference overflows."""
     least, divisor, most = np.float64(low), np.float64(scale), np.float64(steps)
@@ -247,7 +208,7 @@ def _dequantize4_bf16_double(codes, levels, scale_codes, steps_of, maxima, mean,
         group_to_bf16(to, at, levels_at, scale, np.float32(0), steps)
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _fill_table(table, levels, scale, offsets, group):  # type: ignore[no-untyped-def]
     for code in range(16):
         table[code] = levels[code] * scale
@@ -256,7 +217,7 @@ def _fill_table(table, levels, scale, offsets, group):  # type: ignore[no-untype
             table[code] += offsets[group]
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _look_up_codes(codes, start, table, values):  # type: ignore[no-untyped-def]
     """values[i] = table[code of start + i]."""
     if start % 2 == 0 and values.size % 2 == 0:
@@ -289,7 +250,7 @@ def _dequantize4_bf16_plain(codes, levels, scales, offsets, group_size, out, fir
         _look_up_codes(codes, start, short, out[start : min(start + group_size, out.size)])
 
 
-@numba.njit(**_OPTIONS)
+@numba.njit(**OPTIONS)
 def _scale_codes(codes, zero, scale, offsets, group, values):  # type: ignore[no-untyped-def]
     """values = (code - zero) * scale, plus the group's offset where there is one."""
     middle = np.int32(zero)
@@ -321,7 +282,7 @@ def _dequantize8_bf16(codes, zero, scales, offsets, group_size, out, first, last
 
 
 _KERNELS = {
-    function.__name__: _kernel(function)
+    function.__name__: kernel(function)
     for function in (
         _quantize_book_simd, _quantize_book_plain, _quantize_integer, _nearest_scales, _expand,
         _dequantize4_fp32_simd, _dequantize4_bf16_simd, _dequantize4_fp32_double, _dequantize4_bf16_double,
@@ -427,20 +388,6 @@ def _run(
 
     Cuts fall on even groups, so that no two threads write halves of one byte.
     """
-    kernel = _KERNELS[name]
-    parts = min(torch.get_num_threads(), (last - first) * group_size // (part or PART))
-    if parts < 2:
-        kernel(*arguments, first, last)
-        return
+    parts = max(1, min(torch.get_num_threads(), (last - first) * group_size // (part or PART)))
     edges = [first + (last - first) * part // parts // 2 * 2 for part in range(parts)] + [last]
-    pool = _pool(os.getpid(), parts)
-    kernel(*arguments, first, first)  # compiled once, not once by each thread
-    waiting = [pool.submit(kernel, *arguments, low, high) for low, high in itertools.pairwise(edges)]
-    for future in waiting:
-        future.result()
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads for the kernels; a forked process, which has none of its parent's, makes its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="qlassify-quant")
+    run_parts(_KERNELS[name], arguments, edges)
