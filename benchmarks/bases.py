@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PACKAGED = "minilm"
+VOCABULARY_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 NAMES = (PACKAGED, *SHAPES)
 
 
@@ -39,7 +40,7 @@ def make_base(name: str, folder: Path, *, layers: int | None = None, config: Pat
         name: of ``NAMES``, or a model directory, which is taken as it is.
         folder: where to write a model with random weights.
         layers: hidden layers of such a model; as published when None.
-        config: a folder with another config.json and, perhaps, a tokenizer.json for it.
+        config: a folder with another config.json and, perhaps, the tokeniser files for it.
     """
     from qlassify.models.source import resolve
 
@@ -47,7 +48,9 @@ def make_base(name: str, folder: Path, *, layers: int | None = None, config: Pat
         return resolve(name).directory
     import torch
     from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     settings = json.loads((config / "config.json").read_text(encoding="utf-8")) if config else dict(SHAPES[name])
     settings = {key: value for key, value in settings.items() if key not in ("architectures", "id2label", "label2id")}
     if layers is not None:
@@ -60,12 +63,19 @@ def make_base(name: str, folder: Path, *, layers: int | None = None, config: Pat
     model = AutoModel.from_config(CONFIG_MAPPING[settings["model_type"]].from_dict(settings))
     # Decoders are published in bf16, BERT in fp32.
     model.to(torch.bfloat16 if decoder else torch.float32).save_pretrained(folder)
-    if config is not None and (config / "tokenizer.json").is_file():
-        for path in config.glob("tokenizer*.json"):
-            shutil.copy(path, folder)
-    else:
+    if config is None or not _copy_tokenizer(config, folder):
         AutoTokenizer.from_pretrained(resolve(PACKAGED).directory).save_pretrained(folder)
     return folder
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> bool:
+    """Put a folder's tokeniser beside the model; whether it has one."""
+    if not any((source / name).is_file() for name in ("tokenizer.json", "merges.txt")):
+        return False
+    for name in (*VOCABULARY_FILES, "tokenizer.json"):
+        if (source / name).is_file():
+            shutil.copy(source / name, folder)
+    return True
 
 
 def linear_shapes(directory: Path) -> list[tuple[int, int, int]]:

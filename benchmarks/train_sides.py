@@ -104,13 +104,23 @@ def our_settings(job: Job) -> dict[str, Any]:
 
 def _our_loop(pipeline: Any, labels: Any, rows: dict[str, Any], job: Job) -> Any:
     """A loop over rows with a method, a head and an optimiser as they are before the first step."""
+    from qlassify.dense_copies import settle_dense_copies
     from qlassify.training.loop import TrainingLoop, TrainingSet
 
     trainable = pipeline.prepare(labels)
     targets = np.asarray(rows["targets"], dtype=np.float32 if labels.multi_label else np.int64)
+    encoded = pipeline.encoder.encode(rows["texts"])
+    if pipeline.run.model.dense_copies != "never":
+        settle_dense_copies(
+            pipeline.backbone,
+            pipeline.run.model.dense_copies,
+            pipeline.plan(encoded, targets),
+            free_bytes=pipeline.free_memory_bytes(),
+            dtype=pipeline.placement.dtype,
+        )
     return TrainingLoop(
         trainable.stepper,
-        TrainingSet(pipeline.encoder.encode(rows["texts"]), targets, range(len(targets))),
+        TrainingSet(encoded, targets, range(len(targets))),
         pipeline.run.training,
         seed=job["seed"],
         dropout_generator=trainable.attachment.dropout_generator,
