@@ -233,7 +233,7 @@ def measure(
         for side in sides:
             sample = in_process(script, side.function, side.job, arguments)
             results.samples[side.name].append(sample)
-            said = sample.get("error") or f"{sample['rows'] / sample['seconds']:.1f} rows/s"
+            said = sample.get("error") or f"{sample['seconds']:.2f} s"
             print(f"# {number + 1}/{rounds} {side.name}: {said}", file=sys.stderr, flush=True)
     return results
 
@@ -325,17 +325,44 @@ def table(results: Results, *, operations_per_token: float | None = None, score:
         rate = results.rate(name)
         if rate is not None:
             lines.append(f"\nmatrix products in {name}: {rate / 1e9:.0f} GFLOP/s at the model's shapes")
-    lines += [f"\nDIFFERENT WORK: {said}" for said in disagreements(results)]
+    return "\n".join([*lines, *_remarks(results)])
+
+
+def simple_table(results: Results, columns: Mapping[str, Callable[[Record], float]]) -> str:
+    """Markdown: a line per side with medians of what ``columns`` make of its samples, and how much faster ours is.
+
+    Args:
+        results: the samples.
+        columns: title -> a number of a sample.
+    """
+    lines = [f"| side | {' | '.join(columns)} | ours is faster by |", "|---|" + "---|" * (len(columns) + 1)]
+    for side in results.sides:
+        good = results.good(side)
+        if not good:
+            cells = [f"failed: {results.samples[side.name][0]['error']}", *[""] * len(columns)]
+        else:
+            cells = [f"{statistics.median(map(function, good)):,.4g}" for function in columns.values()]
+            cells.append(_faster(ratios(results, side)))
+        lines.append(f"| {side.name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *_remarks(results)])
+
+
+def _remarks(results: Results) -> list[str]:
+    """What must not be overlooked: sides that did other work, and samples that failed."""
     failed = {side.name: len(results.samples[side.name]) - len(results.good(side)) for side in results.sides}
-    lines += [f"\n{name}: {count} samples failed" for name, count in failed.items() if count]
-    return "\n".join(lines)
+    return [
+        *(f"\nDIFFERENT WORK: {said}" for said in disagreements(results)),
+        *(f"\n{name}: {count} samples failed" for name, count in failed.items() if count),
+    ]
+
+
+def _faster(found: Sequence[float]) -> str:
+    return f"{statistics.median(found):.2f} x ({min(found):.2f} to {max(found):.2f})" if found else ""
 
 
 def _cells(results: Results, side: Side, good: Sequence[Record], operations_per_token: float | None) -> list[str]:
     middle = {key: statistics.median(one[key] / one["seconds"] for one in good) for key in ("rows", "tokens")}
-    found = ratios(results, side)
     first = good[0]
-    faster = f"{statistics.median(found):.2f} x ({min(found):.2f} to {max(found):.2f})" if found else ""
     losses = "" if first.get("loss_first") is None else f"{first['loss_first']:.3f}, {first['loss_last']:.3f}"
     score = "" if first.get("score") is None else f"{100 * first['score']:.1f} %"
     rate = results.rate(first["precision"])
@@ -345,7 +372,7 @@ def _cells(results: Results, side: Side, good: Sequence[Record], operations_per_
         str(first.get("computes", first["precision"])),
         f"{middle['rows']:.1f}",
         f"{middle['tokens']:.0f}",
-        faster,
+        _faster(ratios(results, side)),
         losses,
         score,
         f"{max(one['peak_bytes'] for one in good) / 1e6:.0f} MB",
