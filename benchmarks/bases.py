@@ -78,6 +78,16 @@ def _copy_tokenizer(source: Path, folder: Path) -> bool:
     return True
 
 
+def longest_text(directory: Path) -> int:
+    """Tokens that the model has positions for; the peers check nothing and fail beyond it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory)
+    # RoBERTa and its descendants count positions from behind the padding id.
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return int(getattr(config, "max_position_embeddings", 1 << 30)) - offset
+
+
 def linear_shapes(directory: Path) -> list[tuple[int, int, int]]:
     """(out, in, how many) of the linear layers that every token goes through; a pooler reads one token of a text."""
     import torch

@@ -100,7 +100,7 @@ def common_job(arguments: argparse.Namespace, data: corpora.Labelled, base: Path
         "warm": data.train.texts[: 2 * BATCH],
         "labels": list(data.labels),
         "multi_label": data.multi_label,
-        "max_length": arguments.max_length,
+        "max_length": min(arguments.max_length, bases.longest_text(base)),
         "precision": arguments.precision,
     }
 

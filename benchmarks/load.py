@@ -4,10 +4,11 @@
     python benchmarks/load.py --models qwen2-0.5b qwen3-0.6b
 
 A checkpoint of random bf16 weights in a published shape, in one file that has just been written and comes from the
-system's cache. Each load is the first one of a fresh process, as in a command that a user types: what is imported
-(all but torch, which is there already), or compiled on first use, is part of it on every side, because libraries differ
-in what they put off until it is used. A load ends when a byte of every page of every tensor has been read, because weights that stay in a mapped file are otherwise
-paid for later. Ours ends in the backbone that is trained, which includes the trial of whether it can be packed.
+system's cache. Each load is the first one of a fresh process, as in a command that a user types: what is imported (all
+but torch, which is there already), or compiled on first use, is part of it on every side, because libraries differ in
+what they put off until it is used. A load ends when a byte of every page of every tensor has been read, because weights
+that stay in a mapped file are otherwise paid for later. Ours ends in the backbone that is trained, which includes the
+trial of whether it can be packed.
 
 Peaks are those of the whole process, and above what it held with torch alone. ``qlora_memory.py`` looks at the same
 loads in NF4 without what first use costs, and holds them against a bound.

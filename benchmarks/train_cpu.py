@@ -126,7 +126,7 @@ def common_job(arguments: argparse.Namespace, data: corpora.Labelled, model: str
         "multi_label": data.multi_label,
         "batch": batch,
         "epochs": arguments.epochs,
-        "max_length": min(arguments.max_length, LONG.get(data.name, arguments.max_length)),
+        "max_length": min(arguments.max_length, LONG.get(data.name, arguments.max_length), bases.longest_text(base)),
         "learning_rate": arguments.learning_rate or LEARNING_RATES.get(model, 4e-4),
         "weight_decay": 0.01,
         "warmup_fraction": 0.06,

@@ -137,6 +137,7 @@ def trainer(job: Job) -> Record:
 
     transformers.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["base"])
+    torch.manual_seed(job["seed"])  # of the head and the adapters
     model = peer_model(job, tokenizer)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     start = {name: value.detach().clone() for name, value in trained.items()}
