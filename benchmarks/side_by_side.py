@@ -265,14 +265,25 @@ def in_process(script: str, function: str, job: Job, arguments: argparse.Namespa
 def quickest(
     script: str, candidates: Sequence[Side], arguments: argparse.Namespace
 ) -> tuple[Side, list[tuple[str, Record]]]:
-    """The candidate with the most rows per second in one short trial, and what every one of them came to.
+    """The candidate with the most rows per second in a short trial, and what every one of them came to at its best.
 
-    The first one if none works, so that its error is printed with the results.
+    Two rounds (one with ``--quick``), and the better counts: a disturbance must not cost a peer its best setting. The
+    first candidate is taken if none works, so that its error is printed with the results.
     """
-    tried = [(side, in_process(script, side.function, side.job, arguments)) for side in candidates]
-    worked = [(side, sample) for side, sample in tried if "error" not in sample]
-    best = max(worked, key=lambda pair: pair[1]["rows"] / pair[1]["seconds"])[0] if worked else candidates[0]
-    return best, [(side.name, sample) for side, sample in tried]
+    tried: dict[str, Record] = {}
+    for _ in range(1 if arguments.quick else 2):
+        for side in candidates:
+            sample = in_process(script, side.function, side.job, arguments)
+            known = tried.get(side.name)
+            if known is None or _speed(sample) > _speed(known):
+                tried[side.name] = sample
+    best = max(candidates, key=lambda side: _speed(tried[side.name]))
+    return best, list(tried.items())
+
+
+def _speed(sample: Record) -> float:
+    """Rows per second; none where a sample failed."""
+    return 0.0 if "error" in sample else float(sample["rows"] / sample["seconds"])
 
 
 # What is said

@@ -76,7 +76,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--dropout", type=float, default=0.1, help="of the adapters, on all sides")
     made.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours")
     made.add_argument("--learning-rate", type=float, help="on all sides; as recommended without")
-    made.add_argument("--compile", action="store_true", help="torch.compile for the tuned peer")
+    made.add_argument("--compile", action="store_true", help="try torch.compile for the tuned peer, too")
     return made
 
 
@@ -148,9 +148,8 @@ def make_sides(arguments: argparse.Namespace, job: Job) -> list[Side]:
         default = {**peer, "batch": batch, "grouped": False, "hidden_dropout": True, "tuned": False}
         name = f"Trainer + PEFT, documented, batch {batch}"
         sides.append(Side(name, "trainer", default, other_steps=batch != job["batch"]))
-    expert = {"grouped": True, "hidden_dropout": False, "tuned": True, "compile": arguments.compile, "prepare": False}
-    name = f"Trainer + PEFT, tuned, batch {job['batch']}{', compiled' if arguments.compile else ''}"
-    sides.append(Side(name, "trainer", {**peer, **expert}))
+    expert = {"grouped": True, "hidden_dropout": False, "tuned": True, "prepare": False}
+    sides.append(Side(f"Trainer + PEFT, tuned, batch {job['batch']}", "trainer", {**peer, **expert}))
     return sides
 
 
@@ -159,13 +158,21 @@ def tuned(script: str, side: Side, arguments: argparse.Namespace) -> Side:
     precisions = ("fp32", "bf16") if arguments.quick or side.job["low_bit"] else ("fp32", "bf16", "bf16-weights")
     attentions = ("sdpa",) if arguments.quick else ("sdpa", "eager")
     short = {**side.job, "epochs": 1, "test": None, "train": _first(side.job, TRIAL_STEPS)}
-    ways = [{"precision": one, "attention": other} for one in precisions for other in attentions]
+    compiles = (False, True) if arguments.compile else (False,)
+    ways = [
+        {"precision": one, "attention": other, "compile": third}
+        for one in precisions
+        for other in attentions
+        for third in compiles
+    ]
     candidates = [Side(json.dumps(way), side.function, {**short, **way}) for way in ways]
     best, tried = side_by_side.quickest(script, candidates, arguments)
     print(f"trial of {TRIAL_STEPS} steps for the tuned peer:")
     for name, sample in tried:
         said = sample.get("error") or f"{sample['rows'] / sample['seconds']:.1f} rows/s"
-        print(f"- {', '.join(json.loads(name).values())}: {said}{' (taken)' if name == best.name else ''}")
+        way = json.loads(name)
+        words = f"{way['precision']}, {way['attention']}{', compiled' if way['compile'] else ''}"
+        print(f"- {words}: {said}{' (taken)' if name == best.name else ''}")
     print(flush=True)
     return Side(side.name, side.function, {**side.job, **json.loads(best.name)})
 

@@ -139,9 +139,14 @@ def trainer(job: Job) -> Record:
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["base"])
     torch.manual_seed(job["seed"])  # of the head and the adapters
     model = peer_model(job, tokenizer)
+    if job["compile"]:
+        # In place, so that warming up compiles what is timed: two Trainers told to compile would do it twice.
+        model.compile(dynamic=True)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     start = {name: value.detach().clone() for name, value in trained.items()}
-    _run_trainer(model, tokenizer, job["warm"], {**job, "order": range(len(job["warm"]["texts"])), "epochs": 1})
+    # What is compiled anew for a new shape is compiled before the timed steps: they are what warms up then.
+    warm = job["train"] if job["compile"] else job["warm"]
+    _run_trainer(model, tokenizer, warm, {**job, "order": range(len(warm["texts"])), "epochs": 1})
     with torch.no_grad():
         for name, value in trained.items():
             value.copy_(start[name])
@@ -155,7 +160,7 @@ def trainer(job: Job) -> Record:
         "computed_tokens": seen.computed_tokens,
         "steps": len(seen.losses),
         "precision": job["precision"],
-        "computes": f"{job['precision']}, {job['attention']}",
+        "computes": f"{job['precision']}, {job['attention']}{', compiled' if job['compile'] else ''}",
         "adapted_layers": sum(name.endswith("lora_A.default.weight") for name in trained),
         "trained_parameters": sum(value.numel() for value in trained.values()),
         "padding": 1 - seen.tokens / seen.computed_tokens,
@@ -282,7 +287,6 @@ def _run_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], job: Job) -> 
         lr_scheduler_type="linear",
         train_sampling_strategy="sequential",
         bf16=job["precision"] != "fp32",
-        torch_compile=job["compile"],
         optim="adamw_torch_fused",
         logging_strategy="no" if job["tuned"] else "steps",
         save_strategy="no",

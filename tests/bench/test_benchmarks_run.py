@@ -260,6 +260,23 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(results.rates) == len(results.good(sides[0])) == 2
 
 
+def test_a_trial_takes_the_best_of_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"slow": [4.0, 4.0], "disturbed": [9.0, 1.0], "broken": [None, None], "middle": [2.0, 2.0]}
+
+    def record(script: str, function: str, job: Any, arguments: Any) -> dict[str, Any]:
+        seconds = answers[function].pop(0)
+        return {"error": "no such kernel"} if seconds is None else sample(seconds)
+
+    monkeypatch.setattr(side_by_side, "in_process", record)
+    sides = [Side(name, name, {}) for name in answers]
+    best, tried = side_by_side.quickest("x.py", sides, argparse.Namespace(quick=False))
+    assert best.name == "disturbed"
+    assert dict(tried)["broken"] == {"error": "no such kernel"}
+    answers |= {"slow": [None], "broken": [None]}
+    best, _ = side_by_side.quickest("x.py", [sides[0], sides[2]], argparse.Namespace(quick=True))
+    assert best.name == "slow"
+
+
 def test_samples_are_appended_with_machine_and_date(tmp_path: Path) -> None:
     results = Results([Side("ours", "a", {}, ours=True)], {"ours": [sample(1.0), {"error": "gone"}]})
     arguments = argparse.Namespace(results=tmp_path / "new", date="2026-01-02", threads=1)
