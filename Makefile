@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test check lint types bench-setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qlassify demo
@@ -21,6 +21,9 @@ types: $(VENV)/.dev
 
 check: lint types test
 
+bench-setup: $(VENV)/.bench
+	@echo "now: $(BIN)/python benchmarks/train_cpu.py --quick   (see benchmarks/README.md)"
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -35,4 +38,8 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@ $(VENV)/.demo

@@ -118,7 +118,7 @@ def _openmp_libraries() -> set[str]:
 def machine(arguments: argparse.Namespace, *packages: str) -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -128,7 +128,7 @@ def machine(arguments: argparse.Namespace, *packages: str) -> dict[str, Any]:
     } | {name: importlib.metadata.version(name) for name in ("torch", "bitsandbytes", "numba", *packages)}
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's name; hypervisors hide it, hence its family and model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
