@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import bases
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def options() -> argparse.ArgumentParser:
-    made = train_cpu.options()
+    made = train_cpu.options(__doc__)
     made.add_argument("--config", type=Path, help="folder with another model's config.json")
     made.set_defaults(batch=8, default_batches=[8], steps=12, warm=1, models=["qwen2-0.5b", "qwen3-0.6b"])
     return made
@@ -84,9 +85,7 @@ def compare(arguments: argparse.Namespace, data: corpora.Labelled, model: str, b
 def make_sides(arguments: argparse.Namespace, job: Job) -> list[Side]:
     ours, *peers = train_cpu.make_sides(arguments, job)
     kept = Side("qlassify, weights also kept as numbers", "ours", {**job, "dense_copies": "always"})
-    renamed = [
-        Side(side.name.replace("Trainer + PEFT", "PEFT + bitsandbytes"), side.function, side.job) for side in peers
-    ]
+    renamed = [replace(side, name=side.name.replace("Trainer + PEFT", "PEFT + bitsandbytes")) for side in peers]
     return [ours, kept, *renamed]
 
 

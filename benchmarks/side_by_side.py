@@ -321,17 +321,16 @@ def table(results: Results, *, operations_per_token: float | None = None, score:
         operations_per_token: multiplications and additions that the model needs; None leaves the column empty.
         score: what the children's ``score`` is called.
     """
-    lines = [
-        f"| side | computes in | rows/s | tokens/s | ours is faster by | loss first, last | {score} | peak memory | "
-        "use of machine |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ("side", "computes in", "rows/s", "tokens/s", "ours is faster by", "seconds, of processors")
+    titles += ("loss first, last", score, "peak memory", "use of machine")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for side in results.sides:
         good = results.good(side)
-        if not good:
-            lines.append(f"| {side.name} | failed: {results.samples[side.name][0]['error']} |" + " |" * 7)
-            continue
-        lines.append("| " + " | ".join(_cells(results, side, good, operations_per_token)) + " |")
+        if good:
+            cells = _cells(results, side, good, operations_per_token)
+        else:
+            cells = [side.name, f"failed: {results.samples[side.name][0]['error']}", *[""] * (len(titles) - 2)]
+        lines.append(f"| {' | '.join(cells)} |")
     for name in ("fp32", "bf16"):
         rate = results.rate(name)
         if rate is not None:
@@ -384,6 +383,7 @@ def _cells(results: Results, side: Side, good: Sequence[Record], operations_per_
         f"{middle['rows']:.1f}",
         f"{middle['tokens']:.0f}",
         _faster(ratios(results, side)),
+        ", ".join(f"{statistics.median(one[key] for one in good):.1f}" for key in ("seconds", "cpu_seconds")),
         losses,
         score,
         f"{max(one['peak_bytes'] for one in good) / 1e6:.0f} MB",

@@ -61,10 +61,10 @@ def main() -> None:
                 compare(arguments, data, model, base)
 
 
-def options() -> argparse.ArgumentParser:
-    made = side_by_side.parser(__doc__)
+def options(description: str | None = __doc__) -> argparse.ArgumentParser:
+    made = side_by_side.parser(description)
     made.add_argument("--data", type=corpora.Source.parse, nargs="+", help="NAME=TRAIN[:TEST]; the demo without")
-    made.add_argument("--models", nargs="+", default=["minilm", "bert-base"], help="minilm, bert-base, or a directory")
+    made.add_argument("--models", nargs="+", default=["minilm", "bert-base"], help="names of bases.py, or directories")
     made.add_argument("--layers", type=int, help="hidden layers of a model with random weights")
     made.add_argument("--steps", type=int, default=40, help="of --batch rows, in one epoch")
     made.add_argument("--warm", type=int, default=3, help="steps before the timed ones")

@@ -214,7 +214,7 @@ def test_published_forms_become_labelled_rows(tmp_path: Path) -> None:
 
 def sample(seconds: float, **more: Any) -> dict[str, Any]:
     plain = {"rows": 100, "tokens": 1000, "precision": "fp32", "peak_bytes": 5_000_000}
-    return {**plain, "seconds": seconds, **more}
+    return {**plain, "seconds": seconds, "cpu_seconds": seconds / 2, **more}
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -224,7 +224,9 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert side_by_side.ratios(results, peer) == [3.0, 2.0]
     assert side_by_side.ratios(results, ours) == []
     table = side_by_side.table(results, operations_per_token=12.0)
-    assert "2.50 x (2.00 to 3.00)" in table
+    assert "2.50 x (2.00 to 3.00) | 3.5, 1.8 |" in table
+    columns = {line.count("|") for line in table.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
     assert "peer: 1 samples failed" in table
     # 1,000 tokens in a second at 12 operations each are a fifth of the median rate of 60,000 a second.
     assert "| 20 % |" in table
@@ -233,7 +235,9 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_a_side_that_always_fails_stays_in_the_table_with_its_error() -> None:
     sides = [Side("ours", "a", {}, ours=True), Side("peer", "b", {})]
     results = Results(sides, {"ours": [sample(1.0)], "peer": [{"error": "ImportError: no peer"}]})
-    assert "| peer | failed: ImportError: no peer |" in side_by_side.table(results)
+    table = side_by_side.table(results)
+    assert "| peer | failed: ImportError: no peer |" in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
     assert "| peer | failed: ImportError: no peer |" in side_by_side.simple_table(results, {"s": lambda one: 1.0})
 
 
