@@ -15,13 +15,13 @@ hundred tokens on the library's products are as good, and the caller uses them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numba
 import numpy as np
 from torch import Tensor
 
-from qlassify.kernels.compiling import OPTIONS, kernel, run_parts
+from qlassify.kernels.compiling import OPTIONS
+from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, whole_at
 from qlassify.kernels.texts import Texts
 from qlassify.kernels.vectors import (
     add_1x16,
@@ -103,27 +103,50 @@ def _probabilities(q_at, q_row, kt_at, p_at, length, width, dim, factor, causal,
         row_softmax(row_at, width // 16)
 
 
-def _forward(  # type: ignore[no-untyped-def]
-    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, out, kept, starts, places, heads, groups, dim, value_dim,
-    factor, causal, window, first, last,
-):  # fmt: skip
+@numba.njit(**OPTIONS)
+def _room(starts_at, first, last):  # type: ignore[no-untyped-def]
+    """W of the longest text."""
     longest = 0
     for text in range(first, last):
-        longest = max(longest, starts[text + 1] - starts[text])
-    room = (longest + 15) // 16 * 16
+        longest = max(longest, whole_at(starts_at, text + 1) - whole_at(starts_at, text))
+    return (longest + 15) // 16 * 16
+
+
+# What both kernels get: query, key and value, each as address, elements from token to token and from head to head;
+# addresses of the texts' starts and of their probabilities' places; heads, query heads per key head, D, V; the factor's
+# bits, causal, window; the address of the kept probabilities, or 0. Then what is written.
+
+
+@numba.njit(**OPTIONS)
+def _forward(numbers, first, last):  # type: ignore[no-untyped-def]
+    q, q_row, q_head = whole_at(numbers, 0), whole_at(numbers, 1), whole_at(numbers, 2)
+    k, k_row, k_head = whole_at(numbers, 3), whole_at(numbers, 4), whole_at(numbers, 5)
+    v, v_row, v_head = whole_at(numbers, 6), whole_at(numbers, 7), whole_at(numbers, 8)
+    starts_at, places_at = whole_at(numbers, 9), whole_at(numbers, 10)
+    heads, groups, dim, value_dim = (
+        whole_at(numbers, 11),
+        whole_at(numbers, 12),
+        whole_at(numbers, 13),
+        whole_at(numbers, 14),
+    )
+    factor, causal, window = fp32_of(whole_at(numbers, 15)), whole_at(numbers, 16), whole_at(numbers, 17)
+    kept, out = whole_at(numbers, 18), whole_at(numbers, 19)
+    room = _room(starts_at, first, last)
     kt, zeros = np.empty(dim * room, np.float32), np.zeros(16, np.float32)
-    spare = np.empty(0 if kept != 0 else longest * room, np.float32)
+    spare = np.empty(0 if kept != 0 else room * room, np.float32)
     kt_at, zeros_at = kt.ctypes.data, zeros.ctypes.data
     one, out_row = np.float32(1), heads * value_dim
     for text in range(first, last):
-        start = starts[text]
-        length = starts[text + 1] - start
+        start = whole_at(starts_at, text)
+        length = whole_at(starts_at, text + 1) - start
         width = (length + 15) // 16 * 16
         for head in range(heads):
             shared = head // groups
             if head % groups == 0:
                 _transposed(k + 4 * (k_row * start + k_head * shared), k_row, length, dim, zeros_at, kt_at, width)
-            p_at = spare.ctypes.data if kept == 0 else kept + 4 * (places[text] * heads + head * length * width)
+            p_at = spare.ctypes.data
+            if kept != 0:
+                p_at = kept + 4 * (whole_at(places_at, text) * heads + head * length * width)
             q_at = q + 4 * (q_row * start + q_head * head)
             _probabilities(q_at, q_row, kt_at, p_at, length, width, dim, factor, causal, window)
             v_at = v + 4 * (v_row * start + v_head * shared)
@@ -131,50 +154,75 @@ def _forward(  # type: ignore[no-untyped-def]
             _product(p_at, width, 1, v_at, v_row, out_at, out_row, length, value_dim, length, one, False)
 
 
-def _backward(  # type: ignore[no-untyped-def]
-    q, q_row, q_head, k, k_row, k_head, v, v_row, v_head, grad, grad_q, grad_k, grad_v, kept, starts, places, heads,
-    groups, dim, value_dim, factor, causal, window, first, last,
-):  # fmt: skip
-    longest = 0
-    for text in range(first, last):
-        longest = max(longest, starts[text + 1] - starts[text])
-    room = (longest + 15) // 16 * 16
+@numba.njit(**OPTIONS)
+def _backward(numbers, first, last):  # type: ignore[no-untyped-def]
+    q, q_row, q_head = whole_at(numbers, 0), whole_at(numbers, 1), whole_at(numbers, 2)
+    k, k_row, k_head = whole_at(numbers, 3), whole_at(numbers, 4), whole_at(numbers, 5)
+    v, v_row, v_head = whole_at(numbers, 6), whole_at(numbers, 7), whole_at(numbers, 8)
+    starts_at, places_at = whole_at(numbers, 9), whole_at(numbers, 10)
+    heads, groups, dim, value_dim = (
+        whole_at(numbers, 11),
+        whole_at(numbers, 12),
+        whole_at(numbers, 13),
+        whole_at(numbers, 14),
+    )
+    factor, causal, window = fp32_of(whole_at(numbers, 15)), whole_at(numbers, 16), whole_at(numbers, 17)
+    kept, grad, grad_q, grad_k, grad_v = (
+        whole_at(numbers, 18),
+        whole_at(numbers, 19),
+        whole_at(numbers, 20),
+        whole_at(numbers, 21),
+        whole_at(numbers, 22),
+    )
+    room = _room(starts_at, first, last)
     transposed, zeros = np.empty(max(dim, value_dim) * room, np.float32), np.zeros(16, np.float32)
-    spare = np.empty(0 if kept != 0 else longest * room, np.float32)
-    slopes = np.empty(longest * room, np.float32)
+    spare = np.empty(0 if kept != 0 else room * room, np.float32)
+    slopes = np.empty(room * room, np.float32)
     t_at, zeros_at, s_at = transposed.ctypes.data, zeros.ctypes.data, slopes.ctypes.data
     one, shared_heads = np.float32(1), heads // groups
+    q_columns, k_columns, v_columns = heads * dim, shared_heads * dim, shared_heads * value_dim
     for text in range(first, last):
-        start = starts[text]
-        length = starts[text + 1] - start
+        start = whole_at(starts_at, text)
+        length = whole_at(starts_at, text + 1) - start
         width = (length + 15) // 16 * 16
         for head in range(heads):
             shared, later = head // groups, head % groups != 0
             q_at, k_at = q + 4 * (q_row * start + q_head * head), k + 4 * (k_row * start + k_head * shared)
-            v_at = v + 4 * (v_row * start + v_head * shared)
-            g_at = grad + 4 * (heads * start + head) * value_dim
+            v_at, g_at = v + 4 * (v_row * start + v_head * shared), grad + 4 * (heads * start + head) * value_dim
             p_at = spare.ctypes.data
             if kept != 0:
-                p_at = kept + 4 * (places[text] * heads + head * length * width)
+                p_at = kept + 4 * (whole_at(places_at, text) * heads + head * length * width)
             else:
                 _transposed(k_at, k_row, length, dim, zeros_at, t_at, width)
                 _probabilities(q_at, q_row, t_at, p_at, length, width, dim, factor, causal, window)
-            gv_at = grad_v + 4 * (shared_heads * start + shared) * value_dim
-            _product(
-                p_at, 1, width, g_at, heads * value_dim, gv_at, shared_heads * value_dim, length, value_dim, length,
-                one, later,
-            )  # fmt: skip
+            g_row = heads * value_dim
+            gv_at = grad_v + 4 * (v_columns * start + shared * value_dim)
+            _product(p_at, 1, width, g_at, g_row, gv_at, v_columns, length, value_dim, length, one, later)
             _transposed(v_at, v_row, length, value_dim, zeros_at, t_at, width)
-            _product(g_at, heads * value_dim, 1, t_at, width, s_at, width, length, width, value_dim, one, False)
+            _product(g_at, g_row, 1, t_at, width, s_at, width, length, width, value_dim, one, False)
             for i in range(length):
                 row_softmax_backward(p_at + 4 * width * i, s_at + 4 * width * i, width // 16)
-            gq_at = grad_q + 4 * (heads * start + head) * dim
-            _product(s_at, width, 1, k_at, k_row, gq_at, heads * dim, length, dim, length, factor, False)
-            gk_at = grad_k + 4 * (shared_heads * start + shared) * dim
-            _product(s_at, 1, width, q_at, q_row, gk_at, shared_heads * dim, length, dim, length, factor, later)
+            gq_at = grad_q + 4 * (q_columns * start + head * dim)
+            _product(s_at, width, 1, k_at, k_row, gq_at, q_columns, length, dim, length, factor, False)
+            gk_at = grad_k + 4 * (k_columns * start + shared * dim)
+            _product(s_at, 1, width, q_at, q_row, gk_at, k_columns, length, dim, length, factor, later)
 
 
-_forward_kernel, _backward_kernel = kernel(_forward), kernel(_backward)
+def _forward_task(data):  # type: ignore[no-untyped-def]
+    part = next_part(data)
+    while part >= 0:
+        _forward(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part = next_part(data)
+
+
+def _backward_task(data):  # type: ignore[no-untyped-def]
+    part = next_part(data)
+    while part >= 0:
+        _backward(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part = next_part(data)
+
+
+_FORWARD, _BACKWARD = Kernel(_forward, _forward_task), Kernel(_backward, _backward_task)
 
 
 # Calls
@@ -216,12 +264,8 @@ def forward(
     kept = query.new_empty(int(texts.places[-1]) * heads) if keep else None
     if query.is_meta:
         return out, kept
-    arguments = (
-        *_strided(query), *_strided(key), *_strided(value), out.data_ptr(), 0 if kept is None else kept.data_ptr(),
-        texts.starts, texts.places, heads, heads // key.shape[1], dim, value_dim, np.float32(factor), mask.causal,
-        mask.window,
-    )  # fmt: skip
-    run_parts(_forward_kernel, arguments, texts.edges(heads, dim))
+    numbers = _numbers((query, key, value), texts, mask, factor, kept)
+    _FORWARD.run((*numbers, out.data_ptr()), texts.edges(heads, dim))
     return out, kept
 
 
@@ -245,16 +289,13 @@ def backward(
     """
     query, key, value = (_rows(tensor) for tensor in inputs)
     grad = grad.contiguous()
-    heads, dim, value_dim = query.shape[1], query.shape[2], value.shape[2]
+    heads, dim = query.shape[1], query.shape[2]
     grads = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
     if query.is_meta:
         return grads
-    arguments: tuple[Any, ...] = (
-        *_strided(query), *_strided(key), *_strided(value), grad.data_ptr(), *(tensor.data_ptr() for tensor in grads),
-        0 if kept is None else kept.data_ptr(), texts.starts, texts.places, heads, heads // key.shape[1], dim,
-        value_dim, np.float32(factor), mask.causal, mask.window,
-    )  # fmt: skip
-    run_parts(_backward_kernel, arguments, texts.edges(heads, dim))
+    numbers = _numbers((query, key, value), texts, mask, factor, kept)
+    written = (grad.data_ptr(), *(tensor.data_ptr() for tensor in grads))
+    _BACKWARD.run((*numbers, *written), texts.edges(heads, dim))
     return grads
 
 
@@ -263,6 +304,15 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
-def _strided(tensor: Tensor) -> tuple[int, int, int]:
-    """Address, elements from token to token, and from head to head."""
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+def _numbers(
+    inputs: tuple[Tensor, Tensor, Tensor], texts: Texts, mask: Mask, factor: float, kept: Tensor | None
+) -> tuple[int, ...]:
+    """What both kernels get."""
+    query, key, value = inputs
+    places = [number for tensor in inputs for number in (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))]
+    shape = query.shape[1], query.shape[1] // key.shape[1], query.shape[2], value.shape[2]
+    rule = bits(factor), int(mask.causal), mask.window
+    return (
+        *places, texts.starts.ctypes.data, texts.places.ctypes.data, *shape, *rule,
+        0 if kept is None else kept.data_ptr(),
+    )  # fmt: skip

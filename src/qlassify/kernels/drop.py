@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -17,11 +18,12 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from qlassify.kernels.compiling import kernel, run_parts
+from qlassify.kernels.compiling import OPTIONS
 from qlassify.kernels.counter_hash import FIRST, SECOND, SHIFTS
 from qlassify.kernels.llvm import I16, I32, I64, LANES, VF, VI, Builder, at, constant, load, splat, store
+from qlassify.kernels.team import Kernel, edge, next_part, numbers_of, whole_at
 
-PART = 1 << 19
+PART = 1 << 15
 """Fewest elements that are worth a thread."""
 _SHORT = ir.VectorType(I16, LANES)
 
@@ -68,20 +70,62 @@ def _pass(vector: ir.VectorType, adds: bool) -> Any:
 _keep_32, _keep_16, _add_32 = _pass(VF, False), _pass(_SHORT, False), _pass(VF, True)
 
 
-def _keep_words(source, target, low, high, threshold, first, last):  # type: ignore[no-untyped-def]
-    _keep_32(source, target, low, high, threshold, first, last)
+@numba.njit(**OPTIONS)
+def _keep_words(numbers, first, last):  # type: ignore[no-untyped-def]
+    low, high, threshold = (
+        np.uint32(whole_at(numbers, 2)),
+        np.uint32(whole_at(numbers, 3)),
+        np.uint32(whole_at(numbers, 4)),
+    )
+    _keep_32(whole_at(numbers, 0), whole_at(numbers, 1), low, high, threshold, first, last)
 
 
-def _keep_shorts(source, target, low, high, threshold, first, last):  # type: ignore[no-untyped-def]
-    _keep_16(source, target, low, high, threshold, first, last)
+@numba.njit(**OPTIONS)
+def _keep_shorts(numbers, first, last):  # type: ignore[no-untyped-def]
+    low, high, threshold = (
+        np.uint32(whole_at(numbers, 2)),
+        np.uint32(whole_at(numbers, 3)),
+        np.uint32(whole_at(numbers, 4)),
+    )
+    _keep_16(whole_at(numbers, 0), whole_at(numbers, 1), low, high, threshold, first, last)
 
 
-def _add_words(source, target, low, high, threshold, first, last):  # type: ignore[no-untyped-def]
-    _add_32(source, target, low, high, threshold, first, last)
+@numba.njit(**OPTIONS)
+def _add_words(numbers, first, last):  # type: ignore[no-untyped-def]
+    low, high, threshold = (
+        np.uint32(whole_at(numbers, 2)),
+        np.uint32(whole_at(numbers, 3)),
+        np.uint32(whole_at(numbers, 4)),
+    )
+    _add_32(whole_at(numbers, 0), whole_at(numbers, 1), low, high, threshold, first, last)
 
 
-_KEEP = {torch.float32: kernel(_keep_words), torch.bfloat16: kernel(_keep_shorts)}
-_ADD = kernel(_add_words)
+def _keep_words_task(data):  # type: ignore[no-untyped-def]
+    part = next_part(data)
+    while part >= 0:
+        _keep_words(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part = next_part(data)
+
+
+def _keep_shorts_task(data):  # type: ignore[no-untyped-def]
+    part = next_part(data)
+    while part >= 0:
+        _keep_shorts(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part = next_part(data)
+
+
+def _add_words_task(data):  # type: ignore[no-untyped-def]
+    part = next_part(data)
+    while part >= 0:
+        _add_words(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part = next_part(data)
+
+
+_KEEP = {
+    torch.float32: Kernel(_keep_words, _keep_words_task),
+    torch.bfloat16: Kernel(_keep_shorts, _keep_shorts_task),
+}
+_ADD = Kernel(_add_words, _add_words_task)
 
 
 def suits(tensor: Tensor) -> bool:
@@ -114,11 +158,11 @@ def add(source: Tensor, target: Tensor, key: int, threshold: int) -> None:
     _run(_ADD, source, target, key, threshold)
 
 
-def _run(function: Any, source: Tensor, target: Tensor, key: int, threshold: int) -> None:
+def _run(kernel: Kernel, source: Tensor, target: Tensor, key: int, threshold: int) -> None:
     if source.is_meta:
         return
     steps = source.numel() // LANES
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
     parts = max(1, min(torch.get_num_threads(), source.numel() // PART))
     edges = [steps * part // parts for part in range(parts + 1)]
-    run_parts(function, (source.data_ptr(), target.data_ptr(), low, high, np.uint32(threshold)), edges)
+    halves = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
+    kernel.run((source.data_ptr(), target.data_ptr(), *halves, threshold), edges)

@@ -10,7 +10,9 @@ import torch
 
 LANES = 16
 """Numbers of a vector. A row of scores is as long as its text, rounded up to it."""
-WORK_OF_A_THREAD = 1 << 21
+PARTS_OF_A_THREAD = 4
+"""More than one, because a text is not cut and threads take parts as they finish."""
+WORK_OF_A_PART = 1 << 17
 """Scores times head dimension that repay handing a part to another thread."""
 
 
@@ -34,9 +36,10 @@ class Texts:
         return cls(np.concatenate([zero, np.cumsum(lengths)]), np.concatenate([zero, np.cumsum(sizes)]))
 
     def edges(self, heads: int, dim: int) -> list[int]:
-        """The texts in as many parts of about equal work as torch has threads; one part where there is little."""
+        """The texts in parts of about equal work, a few for each of torch's threads; one part where there is little."""
         work = int(self.places[-1]) * heads * dim
-        parts = min(torch.get_num_threads(), work // WORK_OF_A_THREAD, len(self.starts) - 1)
+        threads = torch.get_num_threads()
+        parts = min(PARTS_OF_A_THREAD * threads, work // WORK_OF_A_PART, len(self.starts) - 1) if threads > 1 else 1
         if parts < 2:
             return [0, len(self.starts) - 1]
         wanted = self.places[-1] * np.arange(1, parts) // parts

@@ -42,6 +42,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -270,6 +271,21 @@ def _text_kernels() -> ModuleType | None:
         return None
 
 
+@functools.cache
+def warm_up() -> None:
+    """Attend once, on the CPU, so that the loops are compiled, and so that whatever is wrong with them is raised.
+
+    Where packing is only tried, an error would look like an architecture that cannot be packed.
+    """
+    kernels = _text_kernels()
+    if kernels is None:
+        return
+    one, texts = torch.ones(2, 1, LANES), PackedLayout(np.array([2])).texts
+    mask = kernels.Mask(causal=False, window=0)
+    _, kept = kernels.forward(one, one, one, texts, mask, 1.0, keep=True)
+    kernels.backward(one, (one, one, one), kept, texts, mask, 1.0)
+
+
 def _by_text(query: Tensor, value: Tensor, layout: PackedLayout, rule: _Rule) -> bool:
     """Whether compiled loops compute this: (T, heads, D), (T, K, V)."""
     if layout.processor != "cpu" or rule.softcap is not None or query.shape[2] % LANES or value.shape[2] % LANES:
@@ -377,10 +393,10 @@ def packed_attention(
         raise ModelError("the attention does not say whether it is causal", where=name)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     rule = _Rule(scale, bool(causal), sliding_window, softcap)
-    keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    # squeeze and not [0]: the gradient of an index is zeros that are then written over.
+    queries, keys, values = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     if packed_layout.calls is not None:
         packed_layout.calls[module] = (keys.shape[1:], values.shape[1:])
-    queries = query[0].transpose(0, 1)
     output: Tensor
     if prefix is None and _by_text(queries, values, packed_layout, rule):
         output = _TextAttention.apply(queries, keys, values, packed_layout, rule)  # type: ignore[no-untyped-call]

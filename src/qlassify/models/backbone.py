@@ -214,6 +214,8 @@ class Backbone(nn.Module):
         ids = (first + torch.arange(int(lengths.sum()), device=self.device)) % self.vocab_size
         positions = torch.cat([torch.arange(length, device=self.device) for length in PROBE_LENGTHS])
         own = self.model.config._attn_implementation
+        if self.device.type == "cpu":
+            attention.warm_up()
         with quiet_transformers():
             self.model.set_attn_implementation(attention.IMPLEMENTATION)
         try:
