@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ def measure(path: Path, base: str, folder: Path, skip: set[str]) -> dict[str, An
     with path.open("rb") as file:
         num_rows = sum(1 for _ in file) - 1
     meter = Meter(num_rows)
-    corpus = meter.run("read", lambda: read_corpus(path))
-    dataset = meter.run("split", lambda: build_dataset(corpus, None, None, fraction=0.1, seed=42))
+    corpus = meter.run("read", partial(read_corpus, path))
+    dataset = meter.run("split", partial(build_dataset, corpus, None, None, fraction=0.1, seed=42))
     del corpus
     store = TokenStore(folder)
 
@@ -224,7 +225,9 @@ def main() -> None:
                 print(json.dumps(results[-1]), flush=True)
     if not asked.json:
         for one in results:
-            print(f"{one['rows']:,} rows: a file of {one['file_bytes'] / 1e6:.0f} MB; {one['start_bytes'] / 1e6:.0f} MB")
+            print(
+                f"{one['rows']:,} rows: a file of {one['file_bytes'] / 1e6:.0f} MB; {one['start_bytes'] / 1e6:.0f} MB"
+            )
         print(table(results))
 
 

@@ -253,13 +253,14 @@ def read_options(data: DataConfig) -> ReadOptions:
 
 def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
     """The settings with everything that was ``auto`` in its place, and paths that hold from any folder."""
-    base = pipeline.source
+    base, cache = pipeline.source, run.data.token_cache
     paths = {name: getattr(run.data, name) for name in ("train", "eval", "test")}
     return run.replace(
         quant=pipeline.backbone.quant,
         data={
             **run.data.model_dump(),
             **{name: str(Path(path).resolve()) for name, path in paths.items() if path is not None},
+            "token_cache": cache if cache in ("auto", "off") else str(Path(cache).expanduser().resolve()),
         },
         model={
             **run.model.model_dump(),
@@ -318,7 +319,12 @@ def _carry_out(
     pipeline, dataset, encoded = preparation.pipeline, preparation.dataset, preparation.encoded
     placement, plan = pipeline.placement, preparation.plan
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
-    notes = (*preparation.reading_notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
+    notes = (
+        *preparation.reading_notes,
+        *preparation.store_notes,
+        *_model_notes(pipeline),
+        *_unused_notes(pipeline, dataset),
+    )
     notes = (*notes, *token_notes(encoded, pipeline), *preparation.plan_notes, *_guard_notes(guard))
     copies = settle_dense_copies(
         pipeline.backbone,

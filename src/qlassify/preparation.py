@@ -26,6 +26,7 @@ from qlassify.data.dataset import Dataset
 from qlassify.data.findings import WARNING, Finding
 from qlassify.data.labels import label_counts
 from qlassify.data.telling import untold
+from qlassify.data.token_cache import chosen_store
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, MemoryPlanError
 from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, training_seconds
@@ -52,6 +53,7 @@ class Preparation:
         audit: what the data is like; None where the settings leave it out.
         contracts: what the hyper-parameter contracts say.
         free_bytes: memory that it may take beside what the process holds already; None where the system does not say.
+        store_notes: a sentence for each thing that went wrong with tokens on disk.
     """
 
     dataset: Dataset
@@ -62,6 +64,7 @@ class Preparation:
     audit: DataAudit | None
     contracts: HyperparamDiagnostics
     free_bytes: int | None
+    store_notes: tuple[str, ...] = ()
 
     @property
     def needed_bytes(self) -> int:
@@ -184,7 +187,7 @@ def examine(
     known: Preparation | None = None,
 ) -> Preparation:
     """Tokenise for a prepared sketch, plan, audit and check; arguments as ``prepare``."""
-    encoded = pipeline.encode_dataset(dataset)
+    encoded, store_notes = _encode(pipeline, dataset)
     found = None if known is None else known.audit
     if known is None and pipeline.run.data.audit:
         special = pipeline.encoder.num_special_tokens(pair=pipeline.text_pair)
@@ -195,7 +198,18 @@ def examine(
     free = pipeline.free_memory_bytes() if memory_bytes is None else max(0, memory_bytes - runtime)
     situation = _situation(pipeline, dataset, encoded["train"], found, free)
     lengths = encoded["train"].whole_lengths
-    return Preparation(dataset, pipeline, encoded, plan, summarise(lengths.tolist()), found, check(situation), free)
+    stats, diagnostics = summarise(lengths), check(situation)
+    return Preparation(dataset, pipeline, encoded, plan, stats, found, diagnostics, free, store_notes)
+
+
+def _encode(pipeline: ClassifyPipeline, dataset: Dataset) -> tuple[dict[str, Encoded], tuple[str, ...]]:
+    """Token ids of each part, through a store where the settings want one; and what went wrong with the store."""
+    parts = {name: part.corpus for name, part in dataset.parts().items()}
+    store = chosen_store(pipeline.run.data.token_cache, parts.values())
+    if store is None:
+        return pipeline.encode_dataset(dataset), ()
+    encoded = {name: store.encode(pipeline.encoder, corpus.texts, corpus.pairs) for name, corpus in parts.items()}
+    return encoded, tuple(store.notes)
 
 
 def require_positions(settings: Mapping[str, Any], pipeline: ClassifyPipeline) -> None:

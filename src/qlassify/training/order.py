@@ -5,8 +5,8 @@ step takes the next few of them, and the last step of an epoch what remains. Bec
 is the one that takes most memory, and one that takes an ordinary amount of time: plans and rehearsals ask here instead
 of guessing from averages.
 
-The order of the latest epoch is kept, eight bytes a row: a step is asked for by its number, and drawing two million rows
-anew for thirty-two of them would take longer than many a step.
+The order of the latest epoch is kept, eight bytes a row: a step is asked for by its number, and drawing two million
+rows anew for thirty-two of them would take longer than many a step.
 """
 
 from __future__ import annotations
