@@ -58,18 +58,18 @@ def near_duplicates(
     return SimilarPairs(first[alike], second[alike], similarity[alike], len(proposed), capped, complete)
 
 
-def _proposals(signatures: NDArray[np.uint32]) -> tuple[NDArray[np.int64], int, bool]:
+def _proposals(signatures: NDArray[np.uint16]) -> tuple[NDArray[np.int64], int, bool]:
     """Pairs i * N + j, i < j, ascending; the number of capped buckets; whether all were taken."""
     num_texts = len(signatures)
     found = np.zeros(0, np.int64)
     capped = 0
     for band in range(NUM_BANDS):
         values = np.ascontiguousarray(signatures[:, band * BAND_VALUES : (band + 1) * BAND_VALUES])
-        keys = values.view(np.uint64)
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        keys = values.view(np.uint64).ravel()  # four values of 16 bits are one number
+        order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         new_bucket = np.ones(num_texts, bool)
-        new_bucket[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+        new_bucket[1:] = ordered[1:] != ordered[:-1]
         starts = np.flatnonzero(new_bucket)
         sizes = np.diff(np.append(starts, num_texts))
         capped += int(np.count_nonzero(sizes > BUCKET_WINDOW + 1))
