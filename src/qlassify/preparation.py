@@ -255,15 +255,15 @@ def _data_facts(pipeline: ClassifyPipeline, dataset: Dataset, train: Encoded, au
     lengths = train.whole_lengths
     percentiles = [int(value) for value in np.percentile(lengths, [50, 90, 95, 99, 100], method="inverted_cdf")]
     cut = train.lost_tokens > 0
-    members = targets > 0.5 if labels.multi_label else targets[:, None] == np.arange(len(labels))
-    by_class = (members & cut[:, None]).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
+    counts = label_counts(targets, len(labels))
+    by_class = label_counts(targets[cut], len(labels)) / np.maximum(counts, 1)
     own = None if audit is None else next(one for one in audit.duplicates if one.part == "train")
     leaks = (
         () if audit is None else tuple(one for one in audit.leaks if (one.known, one.scored) == ("train", "validation"))
     )
     return DataFacts(
         rows=len(dataset.train),
-        class_counts=tuple(int(count) for count in label_counts(targets, len(labels))),
+        class_counts=tuple(int(count) for count in counts),
         class_names=labels.names,
         token_lengths=TokenLengths(*percentiles),
         truncation=Truncation(

@@ -147,6 +147,7 @@ class SimilarGroups:
         num_compared: pairs of texts that were compared.
         capped_buckets: how often more texts had something in common than are compared with one another.
         complete: False if the search stopped at its limit of pairs.
+        every: candidates were sought among every so-manieth run of characters; 1 means all.
     """
 
     kind: str
@@ -159,6 +160,7 @@ class SimilarGroups:
     num_compared: int
     capped_buckets: int
     complete: bool
+    every: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """For ``data.json``."""
@@ -180,6 +182,10 @@ class SimilarGroups:
         elif self.capped_buckets:
             were = verb(self.capped_buckets, "was", "were")
             what += f" {counted(self.capped_buckets, 'large set')} of candidates {were} compared in part."
+        if self.every > 1:
+            what += (
+                f" They were sought by one in {self.every} of the runs of characters that texts share; there are more."
+            )
         do = "" if nearly else "Where groups are sources, keep each on one side of a split."
         if nearly and self.mixed_groups:
             do = "Look at the groups with different labels: either a small difference decides, or a label is wrong."
@@ -249,9 +255,17 @@ def _leak(
 
 
 def similar_groups(
-    kind: str, parts: Mapping[str, Corpus], distinct: DistinctTexts, pairs: SimilarPairs
+    kind: str, parts: Mapping[str, Corpus], distinct: DistinctTexts, pairs: SimilarPairs, every: int = 1
 ) -> SimilarGroups:
-    """The groups that ``pairs`` of the different texts make, counted in rows."""
+    """The groups that ``pairs`` of the different texts make, counted in rows.
+
+    Args:
+        kind: "near" or "passages".
+        parts: name -> rows.
+        distinct: their different texts.
+        pairs: pairs of these.
+        every: candidates for them were sought among every so-manieth run of characters.
+    """
     group_of = components(len(distinct.texts), pairs)
     several = np.bincount(group_of, minlength=len(distinct.texts)) > 1
     names, sizes = list(parts), [len(corpus) for corpus in parts.values()]
@@ -284,4 +298,5 @@ def similar_groups(
         pairs.num_compared,
         pairs.capped_buckets,
         pairs.complete,
+        every,
     )

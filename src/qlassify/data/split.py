@@ -116,7 +116,7 @@ def _groups(
 ) -> _Groups:
     """The groups of the rows' texts and what they carry."""
     num_rows, num_classes = len(texts), targets.shape[1] if multi_label else int(targets.max()) + 1
-    group_of_row = text_numbers(_keys(texts, pairs), num_rows)
+    group_of_row = text_numbers(text_keys(texts, pairs), num_rows)
     rows = RowGroups.of(group_of_row)
     of_row, label = np.nonzero(targets > 0.5) if multi_label else (np.arange(num_rows), targets.astype(np.int64))
     counts = np.bincount(label, minlength=num_classes)
@@ -137,7 +137,8 @@ def _groups(
     return _Groups(rows, RowGroups(carriers[holders.order], holders.starts), labels, starts, stratum, draws)
 
 
-def _keys(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[str]:
+def text_keys(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[str]:
+    """What makes two rows the same text, or pair of texts, for each row."""
     if pairs is None:
         return map(normalised_text, texts)
     return (f"{normalised_text(text)}\n{normalised_text(pair)}" for text, pair in zip(texts, pairs, strict=True))
