@@ -6,8 +6,8 @@ result. It never guesses between equals; then it raises a ``DataError`` that sho
 
 The account always balances: rows kept plus rows rejected is the number of rows in the file. A row is rejected with its
 number and a reason; it is never half read. A corpus is held in memory as Python strings: two million texts of 100
-characters are 450 MB, of which half are not the characters but 49 bytes of each string, its row number and the places
-that point to them. One buffer of UTF-8 with offsets would save 80 bytes a row, cost more than it saves in scripts that
+characters are 420 MB, half of which are not the characters but 49 bytes of each string, its row number and the places
+that point to them. One buffer of UTF-8 with offsets would save 49 bytes a row, cost more than it saves in scripts that
 take three bytes a character, and make a new string at every look. A file of any size that is only to be predicted goes
 through ``rows.iter_text_rows``. A lazy data frame would lose the row numbers.
 """
