@@ -153,7 +153,7 @@ def train(
     preparation.require_contracts(strict=strict)
     preparation.require_memory()
     pipeline = preparation.pipeline
-    pipeline.run = _settled(pipeline.run, pipeline)
+    pipeline.run = _settled(pipeline.run, preparation)
     with _reserved(preparation) as guard:
         pipeline.load_weights()
         pipeline.prepare_for(dataset)
@@ -251,16 +251,17 @@ def read_options(data: DataConfig) -> ReadOptions:
     )
 
 
-def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
+def _settled(run: RunConfig, preparation: Preparation) -> RunConfig:
     """The settings with everything that was ``auto`` in its place, and paths that hold from any folder."""
-    base, cache = pipeline.source, run.data.token_cache
+    pipeline, store = preparation.pipeline, preparation.store
+    base = pipeline.source
     paths = {name: getattr(run.data, name) for name in ("train", "eval", "test")}
     return run.replace(
         quant=pipeline.backbone.quant,
         data={
             **run.data.model_dump(),
             **{name: str(Path(path).resolve()) for name, path in paths.items() if path is not None},
-            "token_cache": cache if cache in ("auto", "off") else str(Path(cache).expanduser().resolve()),
+            "token_cache": "off" if store is None else str(store.folder),
         },
         model={
             **run.model.model_dump(),

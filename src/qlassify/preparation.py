@@ -27,6 +27,7 @@ from qlassify.data.findings import WARNING, Finding
 from qlassify.data.labels import label_counts
 from qlassify.data.telling import untold
 from qlassify.data.token_cache import chosen_store
+from qlassify.data.token_store import TokenStore
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, MemoryPlanError
 from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, training_seconds
@@ -53,7 +54,7 @@ class Preparation:
         audit: what the data is like; None where the settings leave it out.
         contracts: what the hyper-parameter contracts say.
         free_bytes: memory that it may take beside what the process holds already; None where the system does not say.
-        store_notes: a sentence for each thing that went wrong with tokens on disk.
+        store: where the tokens are kept on disk; None if they are in memory.
     """
 
     dataset: Dataset
@@ -64,7 +65,7 @@ class Preparation:
     audit: DataAudit | None
     contracts: HyperparamDiagnostics
     free_bytes: int | None
-    store_notes: tuple[str, ...] = ()
+    store: TokenStore | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -84,6 +85,11 @@ class Preparation:
         if not self.fits or refusing:
             return "Blocked"
         return "Warnings" if self.contracts.of(Severity.WARN) or self.warnings else "Ready"
+
+    @property
+    def store_notes(self) -> tuple[str, ...]:
+        """A sentence for each thing that went wrong with tokens on disk."""
+        return () if self.store is None else tuple(self.store.notes)
 
     @property
     def plan_notes(self) -> tuple[str, ...]:
@@ -187,7 +193,8 @@ def examine(
     known: Preparation | None = None,
 ) -> Preparation:
     """Tokenise for a prepared sketch, plan, audit and check; arguments as ``prepare``."""
-    encoded, store_notes = _encode(pipeline, dataset)
+    store = chosen_store(pipeline.run.data.token_cache, (part.corpus for part in dataset.parts().values()))
+    encoded = _encode(pipeline, dataset, store)
     found = None if known is None else known.audit
     if known is None and pipeline.run.data.audit:
         special = pipeline.encoder.num_special_tokens(pair=pipeline.text_pair)
@@ -199,17 +206,15 @@ def examine(
     situation = _situation(pipeline, dataset, encoded["train"], found, free)
     lengths = encoded["train"].whole_lengths
     stats, diagnostics = summarise(lengths), check(situation)
-    return Preparation(dataset, pipeline, encoded, plan, stats, found, diagnostics, free, store_notes)
+    return Preparation(dataset, pipeline, encoded, plan, stats, found, diagnostics, free, store)
 
 
-def _encode(pipeline: ClassifyPipeline, dataset: Dataset) -> tuple[dict[str, Encoded], tuple[str, ...]]:
-    """Token ids of each part, through a store where the settings want one; and what went wrong with the store."""
-    parts = {name: part.corpus for name, part in dataset.parts().items()}
-    store = chosen_store(pipeline.run.data.token_cache, parts.values())
+def _encode(pipeline: ClassifyPipeline, dataset: Dataset, store: TokenStore | None) -> dict[str, Encoded]:
+    """Token ids of each part, through the store if there is one."""
     if store is None:
-        return pipeline.encode_dataset(dataset), ()
-    encoded = {name: store.encode(pipeline.encoder, corpus.texts, corpus.pairs) for name, corpus in parts.items()}
-    return encoded, tuple(store.notes)
+        return pipeline.encode_dataset(dataset)
+    parts = {name: part.corpus for name, part in dataset.parts().items()}
+    return {name: store.encode(pipeline.encoder, corpus.texts, corpus.pairs) for name, corpus in parts.items()}
 
 
 def require_positions(settings: Mapping[str, Any], pipeline: ClassifyPipeline) -> None:

@@ -59,3 +59,4 @@ def test_a_run_trains_from_the_store(settings: dict[str, Any], tmp_path: Path, m
     assert model_bytes(tmp_path / "with" / "model") == model_bytes(tmp_path / "again" / "model") == wanted
     recorded = read_settings(tmp_path / "with" / "run.yaml")["data"]["token_cache"]
     assert recorded == str(tmp_path / "tokens"), "the same folder from wherever the run is resumed"
+    assert read_settings(tmp_path / "without" / "run.yaml")["data"]["token_cache"] == "off"
