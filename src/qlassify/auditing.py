@@ -178,7 +178,7 @@ def audit(
         ),
         tuple(find_duplicates(name, corpus) for name, corpus in parts.items()),
         similar_groups("near", parts, distinct, near),
-        similar_groups("passages", parts, distinct, alike),
+        similar_groups("passages", parts, distinct, alike, passages.every),
         passages.every,
         find_leaks(parts, distinct, near, passages.pairs),
         tuple(damage for name, corpus in parts.items() for damage in find_damage(name, corpus)),

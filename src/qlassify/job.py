@@ -153,7 +153,7 @@ def train(
     preparation.require_contracts(strict=strict)
     preparation.require_memory()
     pipeline = preparation.pipeline
-    pipeline.run = _settled(pipeline.run, pipeline)
+    pipeline.run = _settled(pipeline.run, preparation)
     with _reserved(preparation) as guard:
         pipeline.load_weights()
         pipeline.prepare_for(dataset)
@@ -251,8 +251,9 @@ def read_options(data: DataConfig) -> ReadOptions:
     )
 
 
-def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
+def _settled(run: RunConfig, preparation: Preparation) -> RunConfig:
     """The settings with everything that was ``auto`` in its place, and paths that hold from any folder."""
+    pipeline, store = preparation.pipeline, preparation.store
     base = pipeline.source
     paths = {name: getattr(run.data, name) for name in ("train", "eval", "test")}
     return run.replace(
@@ -260,6 +261,7 @@ def _settled(run: RunConfig, pipeline: ClassifyPipeline) -> RunConfig:
         data={
             **run.data.model_dump(),
             **{name: str(Path(path).resolve()) for name, path in paths.items() if path is not None},
+            "token_cache": "off" if store is None else str(store.folder),
         },
         model={
             **run.model.model_dump(),
@@ -318,7 +320,12 @@ def _carry_out(
     pipeline, dataset, encoded = preparation.pipeline, preparation.dataset, preparation.encoded
     placement, plan = pipeline.placement, preparation.plan
     yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
-    notes = (*preparation.reading_notes, *_model_notes(pipeline), *_unused_notes(pipeline, dataset))
+    notes = (
+        *preparation.reading_notes,
+        *preparation.store_notes,
+        *_model_notes(pipeline),
+        *_unused_notes(pipeline, dataset),
+    )
     notes = (*notes, *token_notes(encoded, pipeline), *preparation.plan_notes, *_guard_notes(guard))
     copies = settle_dense_copies(
         pipeline.backbone,

@@ -26,6 +26,8 @@ from qlassify.data.dataset import Dataset
 from qlassify.data.findings import WARNING, Finding
 from qlassify.data.labels import label_counts
 from qlassify.data.telling import untold
+from qlassify.data.token_cache import chosen_store
+from qlassify.data.token_store import TokenStore
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, MemoryPlanError
 from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, training_seconds
@@ -52,6 +54,7 @@ class Preparation:
         audit: what the data is like; None where the settings leave it out.
         contracts: what the hyper-parameter contracts say.
         free_bytes: memory that it may take beside what the process holds already; None where the system does not say.
+        store: where the tokens are kept on disk; None if they are in memory.
     """
 
     dataset: Dataset
@@ -62,6 +65,7 @@ class Preparation:
     audit: DataAudit | None
     contracts: HyperparamDiagnostics
     free_bytes: int | None
+    store: TokenStore | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -81,6 +85,11 @@ class Preparation:
         if not self.fits or refusing:
             return "Blocked"
         return "Warnings" if self.contracts.of(Severity.WARN) or self.warnings else "Ready"
+
+    @property
+    def store_notes(self) -> tuple[str, ...]:
+        """A sentence for each thing that went wrong with tokens on disk."""
+        return () if self.store is None else tuple(self.store.notes)
 
     @property
     def plan_notes(self) -> tuple[str, ...]:
@@ -184,7 +193,8 @@ def examine(
     known: Preparation | None = None,
 ) -> Preparation:
     """Tokenise for a prepared sketch, plan, audit and check; arguments as ``prepare``."""
-    encoded = pipeline.encode_dataset(dataset)
+    store = chosen_store(pipeline.run.data.token_cache, (part.corpus for part in dataset.parts().values()))
+    encoded = _encode(pipeline, dataset, store)
     found = None if known is None else known.audit
     if known is None and pipeline.run.data.audit:
         special = pipeline.encoder.num_special_tokens(pair=pipeline.text_pair)
@@ -195,7 +205,16 @@ def examine(
     free = pipeline.free_memory_bytes() if memory_bytes is None else max(0, memory_bytes - runtime)
     situation = _situation(pipeline, dataset, encoded["train"], found, free)
     lengths = encoded["train"].whole_lengths
-    return Preparation(dataset, pipeline, encoded, plan, summarise(lengths.tolist()), found, check(situation), free)
+    stats, diagnostics = summarise(lengths), check(situation)
+    return Preparation(dataset, pipeline, encoded, plan, stats, found, diagnostics, free, store)
+
+
+def _encode(pipeline: ClassifyPipeline, dataset: Dataset, store: TokenStore | None) -> dict[str, Encoded]:
+    """Token ids of each part, through the store if there is one."""
+    if store is None:
+        return pipeline.encode_dataset(dataset)
+    parts = {name: part.corpus for name, part in dataset.parts().items()}
+    return {name: store.encode(pipeline.encoder, corpus.texts, corpus.pairs) for name, corpus in parts.items()}
 
 
 def require_positions(settings: Mapping[str, Any], pipeline: ClassifyPipeline) -> None:
@@ -241,15 +260,15 @@ def _data_facts(pipeline: ClassifyPipeline, dataset: Dataset, train: Encoded, au
     lengths = train.whole_lengths
     percentiles = [int(value) for value in np.percentile(lengths, [50, 90, 95, 99, 100], method="inverted_cdf")]
     cut = train.lost_tokens > 0
-    members = targets > 0.5 if labels.multi_label else targets[:, None] == np.arange(len(labels))
-    by_class = (members & cut[:, None]).sum(axis=0) / np.maximum(members.sum(axis=0), 1)
+    counts = label_counts(targets, len(labels))
+    by_class = label_counts(targets[cut], len(labels)) / np.maximum(counts, 1)
     own = None if audit is None else next(one for one in audit.duplicates if one.part == "train")
     leaks = (
         () if audit is None else tuple(one for one in audit.leaks if (one.known, one.scored) == ("train", "validation"))
     )
     return DataFacts(
         rows=len(dataset.train),
-        class_counts=tuple(int(count) for count in label_counts(targets, len(labels))),
+        class_counts=tuple(int(count) for count in counts),
         class_names=labels.names,
         token_lengths=TokenLengths(*percentiles),
         truncation=Truncation(

@@ -116,7 +116,10 @@ def test_long_corpora_are_sampled_and_say_so(tmp_path: Path, monkeypatch: pytest
     assert 180 < found.num_examined < 220
     assert found.num_rows == 400
     assert [word.word for word in found.words] == ["telltale"]
+    assert f"in a sample of {found.num_examined} of 400 rows" in found.findings()[0].what
     assert found == found_in(tmp_path, texts, targets)
+    monkeypatch.undo()
+    assert "sample" not in found_in(tmp_path, texts, targets).findings()[0].what
 
 
 def test_many_words_and_labels_are_bounded_and_what_is_not_listed_is_counted(

@@ -156,3 +156,13 @@ def test_exact_duplicates_alone_make_no_group(tmp_path: Path) -> None:
     distinct = distinct_texts(parts)
     groups = similar_groups("near", parts, distinct, near_duplicates(distinct.texts, seed=0))
     assert (groups.groups, groups.rows, groups.findings()) == (0, 0, ())
+
+
+def test_a_search_among_some_of_the_runs_says_so(tmp_path: Path) -> None:
+    parts = corpora(tmp_path, train=[("one and the same text", "a"), ("one and the same text.", "b"), ("two", "a")])
+    distinct = distinct_texts(parts)
+    pairs = near_duplicates(distinct.texts, seed=0, threshold=0.8)
+    (all_runs,) = similar_groups("passages", parts, distinct, pairs).findings()
+    (some,) = similar_groups("passages", parts, distinct, pairs, every=43).findings()
+    assert some.what.startswith(all_runs.what)
+    assert "one in 43 of the runs" in some.what

@@ -112,3 +112,14 @@ def test_rows_from_elsewhere() -> None:
     with pytest.raises(DataError, match="row 1"):
         Encoded.from_rows([[5], []])
     assert len(Encoded.from_rows([])) == 0
+
+
+def test_a_batch_costs_nothing_for_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = make([3, 9, 1, 4, 4])
+    wanted = [batch.token_ids.tolist() for batch in micro_batches(encoded, [4, 1, 0], 10)]
+
+    def all_rows(_: Encoded) -> None:
+        raise AssertionError("lengths of all rows are computed for a few of them")
+
+    monkeypatch.setattr(Encoded, "lengths", property(all_rows))
+    assert [batch.token_ids.tolist() for batch in micro_batches(encoded, [4, 1, 0], 10)] == wanted

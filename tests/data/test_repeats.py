@@ -90,7 +90,9 @@ def test_one_number_for_one_text_in_all_parts(corpus: Callable[..., Corpus]) -> 
     train = corpus([("One", "x"), ("two", "y")])
     test = corpus([("TWO", "x"), ("three", "y"), ("one", "x")], "test.jsonl")
     distinct = distinct_texts({"train": train, "test": test})
-    assert distinct.texts == ("one", "two", "three")
+    assert list(distinct.texts) == ["one", "two", "three"]
+    assert distinct.texts[1:] == ["two", "three"]
+    assert distinct.texts[-1] == "three"
     assert {part: ids.tolist() for part, ids in distinct.ids.items()} == {"train": [0, 1], "test": [1, 2, 0]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def test_signatures_agree_as_often_as_the_jaccard_index(shared: int, own: int) -
 def test_equal_sets_have_equal_signatures_and_empty_texts_agree_with_nothing_else() -> None:
     signatures = minhash_signatures(["abcabcabc", "abcabc", "", "xyzzy"], 3, 16, seed=0)
     assert np.array_equal(signatures[0], signatures[1])
-    assert (signatures[2] == np.iinfo(np.uint32).max).all()
+    assert (signatures[2] == np.iinfo(np.uint16).max).all()
     assert not (signatures[0] == signatures[3]).any()
 
 
@@ -136,7 +135,9 @@ def test_without_a_cache_that_works_functions_are_compiled_anew(
 def test_chunks_cover_all_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shingles, "CHUNK_CHARS", 10)
     texts = ["x" * length for length in (3, 9, 30, 1, 1, 1, 8)]
-    ranges = list(shingles._chunks(texts))
-    assert (ranges[0][0], ranges[-1][1]) == (0, len(texts))
-    assert all(stop == start for (_, stop), (start, _) in pairwise(ranges))
-    assert all(sum(map(len, texts[start:stop])) <= 10 for start, stop in ranges if stop - start > 1)
+    chunks = list(shingles._chunks(iter(texts)))
+    assert [text for _, chunk in chunks for text in chunk] == texts
+    assert [start for start, _ in chunks] == np.cumsum([0, *(len(chunk) for _, chunk in chunks)])[:-1].tolist()
+    assert all(sum(map(len, chunk)) <= 10 for _, chunk in chunks if len(chunk) > 1)
+    monkeypatch.setattr(shingles, "CHUNK_TEXTS", 2)
+    assert [chunk for _, chunk in shingles._chunks(["a", "b", "c", "d", "e"])] == [["a", "b"], ["c", "d"], ["e"]]

@@ -52,6 +52,30 @@ class TestMajority:
 
 
 class TestTfidf:
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_very_much_text_is_sampled_and_no_class_is_lost(
+        self, monkeypatch: pytest.MonkeyPatch, multi_label: bool
+    ) -> None:
+        texts, classes = corpus(0, 400)
+        rare = [7, 250]
+        classes[rare] = 3
+        targets = np.eye(4)[classes] if multi_label else classes
+        chars = sum(map(len, texts))
+        monkeypatch.setattr(baselines, "_MAX_FIT_CHARS", chars // 4)
+        options = {"multi_label": multi_label, "num_classes": 4}
+        chosen = baselines._sample([texts], targets, 7)
+        assert chosen is not None
+        assert sum(len(texts[row]) for row in chosen) <= chars // 4 + 4 * max(map(len, texts))
+        assert 80 < len(chosen) < 120  # a quarter of the rows, all of about one length
+        assert set(classes[chosen]) == {0, 1, 2, 3}
+        ours = fit(texts, targets, **options)
+        assert any(f"fitted on {len(chosen)} of the 400 training rows" in note for note in ours.notes)
+        others, truth = corpus(1, 60)
+        assert (ours.probabilities(others).argmax(axis=1) == truth).all()
+        assert (ours.probabilities(others)[:, 3] > 0).all(), "a class that occurs is never impossible"
+        monkeypatch.setattr(baselines, "_MAX_FIT_CHARS", chars)
+        assert not any("fitted on" in note for note in fit(texts, targets, **options).notes)
+
     def test_beats_the_majority_on_separable_texts(self) -> None:
         (texts, targets), (others, truth) = corpus(0, 120), corpus(1, 60)
         ours = fit(texts, targets).evaluate(others, truth, NAMES)

@@ -134,8 +134,18 @@ def test_long_texts_are_bounded_by_their_characters(tmp_path: Path, monkeypatch:
 def test_so_many_rows_and_labels_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PROBABILITIES", 3 * 150)
     found = judged(tmp_path, *sentences(400))
-    assert found.num_rows == 150
+    assert (found.num_rows, found.total_rows) == (150, 400)
     assert found == judged(tmp_path, *sentences(400))
+
+
+def test_a_sample_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, targets = sentences(400)
+    targets[::20] = (targets[::20] + 1) % 3
+    assert "sample" not in judged(tmp_path, texts, targets).findings()[0].what
+    monkeypatch.setattr(module, "MAX_PROBABILITIES", 3 * 300)
+    (finding,) = judged(tmp_path, texts, targets).findings()
+    assert finding.what.startswith("In a sample of the 400 training rows, ")
+    assert "of 300" in finding.what
 
 
 def test_a_missing_label_among_several(tmp_path: Path) -> None:

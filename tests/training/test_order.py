@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qlassify.data.packing import micro_batches
 from qlassify.data.tokenise import Encoded
+from qlassify.seeding import numpy_generator
+from qlassify.training import order as module
 from qlassify.training.order import StepOrder
 
 orders = st.builds(
@@ -54,3 +57,21 @@ def test_the_typical_step_is_the_nearest_to_the_mean(order: StepOrder) -> None:
     tokens = order.tokens_of_steps(lengths)
     distance = np.abs(tokens - tokens.mean())
     assert distance[order.typical_step(lengths)] == distance.min()
+
+
+def test_an_epoch_is_drawn_once_for_all_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def counting(seed: int, name: str, epoch: int) -> np.random.Generator:
+        drawn.append(epoch)
+        return numpy_generator(seed, name, epoch)
+
+    monkeypatch.setattr(module, "numpy_generator", counting)
+    order = StepOrder(num_rows=1000, rows_per_step=4, epochs=2, seed=123456)
+    steps = [order.rows_of_step(step) for step in range(order.total_steps)]
+    assert drawn == [0, 1]
+    for epoch in (0, 1):
+        wanted = numpy_generator(123456, "shuffle", epoch).permutation(1000)
+        assert np.array_equal(np.concatenate(steps[250 * epoch : 250 * (epoch + 1)]), wanted)
+    with pytest.raises(ValueError, match="read-only"):
+        steps[0][0] = 7

@@ -82,7 +82,7 @@ class PlanView:
             f"mean {stats['mean']:.0f}, median {stats['p50']:.0f}, 90 % {stats['p90']:.0f}, 99 % {stats['p99']:.0f}, "
             f"longest {stats['max']:.0f} a text",
         )
-        for note in (*preparation.reading_notes, *preparation.plan_notes):
+        for note in (*preparation.reading_notes, *preparation.store_notes, *preparation.plan_notes):
             self._line("note", note)
         for finding in () if preparation.audit is None else preparation.audit.findings():
             self._line(finding.severity, f"{finding.what} {finding.do}".strip())

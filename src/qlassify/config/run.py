@@ -57,6 +57,14 @@ class DataConfig(Section):
     """Columns of the scored file, by name or number, by whose values the scores are also given."""
     audit: bool = True
     """Look for repeated texts, leaks, damage and doubtful labels before training; nothing is changed by it."""
+    token_cache: str = pydantic.Field(default="auto", min_length=1)
+    """Where tokens are kept on disk, to be mapped and used again: a folder, off, or auto, which keeps those of ten
+    million characters and more in the user's cache folder."""
+
+    @pydantic.field_validator("token_cache", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads a bare off as false
 
 
 class ModelConfig(Section):

@@ -113,9 +113,8 @@ def find_damage(part: str, corpus: Corpus) -> tuple[Damage, ...]:
                 found.setdefault(kind, []).append((row, example))
     if corpus.repaired:
         counts["repaired"] = corpus.repaired
-        position_of = {row: position for position, row in enumerate(corpus.rows)}
         repaired = corpus.repaired_rows[:MAX_DAMAGED_ROWS]
-        found["repaired"] = [(row, excerpt(corpus.texts[position_of[row]])) for row in repaired]
+        found["repaired"] = [(row, excerpt(corpus.texts[corpus.rows.index(row)])) for row in repaired]
     return tuple(
         Damage(
             part,

@@ -8,8 +8,8 @@ will reproduce.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import numpy.typing as npt
 from qlassify.data.corpus import Corpus
 from qlassify.data.labels import LabelMap, build_label_map, label_counts
 from qlassify.data.records import Rejection
-from qlassify.data.split import normalised_text, stratified_split
+from qlassify.data.split import stratified_split, text_keys
+from qlassify.data.text_groups import text_numbers
 from qlassify.errors import DataError
 
 Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -189,14 +190,10 @@ def _select(rows: LabelledRows, indices: npt.NDArray[np.int64]) -> LabelledRows:
     return LabelledRows(rows.corpus.select(indices), rows.targets[indices], rows.rejections)
 
 
-def _keys(corpus: Corpus) -> Iterable[tuple[str, str]]:
-    pairs = corpus.pairs or ("",) * len(corpus)
-    return ((normalised_text(text), normalised_text(pair)) for text, pair in zip(corpus.texts, pairs, strict=True))
-
-
 def _leak_notes(known_rows: Corpus, other: Corpus, name: str, known_name: str = "training") -> list[str]:
-    known = set(_keys(known_rows))
-    leaked = sum(key in known for key in _keys(other))
+    keys = chain(text_keys(known_rows.texts, known_rows.pairs), text_keys(other.texts, other.pairs))
+    numbers = text_numbers(keys, len(known_rows) + len(other))
+    leaked = int(np.isin(numbers[len(known_rows) :], numbers[: len(known_rows)]).sum())
     if not leaked:
         return []
     return [f"{leaked} of {len(other)} {name} texts also stand in the {known_name} rows; they are kept and scored."]

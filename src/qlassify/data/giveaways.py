@@ -93,11 +93,11 @@ class GiveAways:
             of_label.setdefault(entry.label, []).append(entry)
         frequent = [entries for entries in of_label.values() if entries[0].label_share >= MIN_LABEL_SHARE]
         rare = [entry for entries in of_label.values() if entries[0].label_share < MIN_LABEL_SHARE for entry in entries]
-        found = [_warning(entries) for entries in frequent]
+        found = [_warning(entries, self._sampled()) for entries in frequent]
         if rare:
             words = listed([f"{entry.word!r} ({entry.label})" for entry in rare])
             settle = verb(len(rare), "settles", "settle")
-            what = f"{counted(len(rare), 'word')} {settle} a rare label alone: {words}."
+            what = f"{counted(len(rare), 'word')} {settle} a rare label alone: {words}.{self._sampled()}"
             found.append(Finding("give-aways", INFO, what, "Check that they are what the labels are about."))
         if self.num_words > len(self.words):
             more = self.num_words - len(self.words)
@@ -105,8 +105,14 @@ class GiveAways:
             found.append(Finding("give-aways", INFO, what, "So many come from a template, or from rules."))
         return tuple(found)
 
+    def _sampled(self) -> str:
+        """A sentence if not all rows were looked at."""
+        if self.num_examined == self.num_rows:
+            return ""
+        return f" Counted in a sample of {self.num_examined} of {self.num_rows} rows."
 
-def _warning(entries: Sequence[GiveAway]) -> Finding:
+
+def _warning(entries: Sequence[GiveAway], sampled: str) -> Finding:
     """One finding for all the words of one label."""
     first, others = entries[0], entries[1:]
     where = "begin with" if first.place == "first word" else "hold"
@@ -118,7 +124,7 @@ def _warning(entries: Sequence[GiveAway]) -> Finding:
         words = listed([f"{entry.word!r} ({entry.with_label} of {entry.rows})" for entry in others])
         what += f" So {verb(len(others), 'does', 'do')} {words}."
     do = "If the texts to be classified will not have it, remove it from these, or the score means nothing."
-    return Finding("give-aways", WARNING, what, do)
+    return Finding("give-aways", WARNING, what + sampled, do)
 
 
 def find_give_aways(corpus: Corpus, targets: NDArray[Any], names: Sequence[str], *, seed: int) -> GiveAways:

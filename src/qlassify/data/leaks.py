@@ -18,15 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qlassify.data.corpus import Corpus
+from qlassify.data.counterparts import Counterparts, Partners, partners_of
 from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, named, share, verb
 from qlassify.data.repeats import DistinctTexts, Labels, sorted_labels
 from qlassify.data.similar import SimilarPairs, components
+from qlassify.data.text_groups import RowGroups, value_numbers
 
 KINDS = ("identical", "same", "near", "passages")
 MAX_LEAK_SHARE = 0.01
@@ -145,6 +147,7 @@ class SimilarGroups:
         num_compared: pairs of texts that were compared.
         capped_buckets: how often more texts had something in common than are compared with one another.
         complete: False if the search stopped at its limit of pairs.
+        every: candidates were sought among every so-manieth run of characters; 1 means all.
     """
 
     kind: str
@@ -157,6 +160,7 @@ class SimilarGroups:
     num_compared: int
     capped_buckets: int
     complete: bool
+    every: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """For ``data.json``."""
@@ -178,6 +182,10 @@ class SimilarGroups:
         elif self.capped_buckets:
             were = verb(self.capped_buckets, "was", "were")
             what += f" {counted(self.capped_buckets, 'large set')} of candidates {were} compared in part."
+        if self.every > 1:
+            what += (
+                f" They were sought by one in {self.every} of the runs of characters that texts share; there are more."
+            )
         do = "" if nearly else "Where groups are sources, keep each on one side of a split."
         if nearly and self.mixed_groups:
             do = "Look at the groups with different labels: either a small difference decides, or a label is wrong."
@@ -196,7 +204,8 @@ def find_leaks(
         passages: pairs of these that share passages.
     """
     names = list(parts)
-    partners = (_partners(near, len(distinct.texts)), _partners(passages, len(distinct.texts)))
+    both = zip(KINDS[2:], (near, passages), strict=True)
+    partners = {kind: partners_of(pairs, len(distinct.texts)) for kind, pairs in both}
     labels = {name: sorted_labels(corpus) for name, corpus in parts.items()}
     return tuple(
         _leak(known, scored, parts, distinct, partners, labels)
@@ -205,111 +214,89 @@ def find_leaks(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Partners:
-    """The pairs in both directions, by text: those of text i are ``others[starts[i]:starts[i + 1]]``, likest first."""
-
-    starts: NDArray[np.int64]
-    others: NDArray[np.int64]
-    similarity: NDArray[np.float64]
-
-
-def _partners(pairs: SimilarPairs, num_texts: int) -> _Partners:
-    ones = np.concatenate([pairs.first, pairs.second])
-    others = np.concatenate([pairs.second, pairs.first])
-    similarity = np.concatenate([pairs.similarity, pairs.similarity])
-    order = np.lexsort((others, -similarity, ones))
-    starts = np.searchsorted(ones[order], np.arange(num_texts + 1))
-    return _Partners(starts, others[order], similarity[order])
-
-
 def _leak(
     known: str,
     scored: str,
     parts: Mapping[str, Corpus],
     distinct: DistinctTexts,
-    partners: Sequence[_Partners],
+    partners: Mapping[str, Partners],
     labels: Mapping[str, Sequence[Labels]],
 ) -> Leak:
-    known_rows: dict[int, list[int]] = {}
-    for position, text in enumerate(distinct.ids[known].tolist()):
-        known_rows.setdefault(text, []).append(position)
-    is_known = np.zeros(len(distinct.texts), bool)
-    is_known[distinct.ids[known]] = True
+    finder = Counterparts(parts[known], labels[known], RowGroups.of(distinct.ids[known], len(distinct.texts)), partners)
+    corpus = parts[scored]
     counts = {kind: [0, 0] for kind in KINDS}
     found: dict[str, list[LeakExample]] = {kind: [] for kind in KINDS}
     for position, text in enumerate(distinct.ids[scored].tolist()):
-        match = _match(text, known_rows, is_known, partners)
+        match = finder.of(text)
         if match is None:
             continue
-        kind, similarity, counterparts = match
-        if kind == "same":
-            equal = _identical(parts[known], counterparts, parts[scored], position)
-            kind, counterparts = ("identical", equal) if equal else (kind, counterparts)
+        exact = None
+        if match.exact is not None:
+            exact = match.exact.get((corpus.texts[position], None if corpus.pairs is None else corpus.pairs[position]))
+        kind, rows = ("identical", exact) if exact is not None else (match.kind, match.rows)
         own = labels[scored][position]
         counts[kind][0] += 1
-        counts[kind][1] += all(labels[known][other] != own for other in counterparts)
+        counts[kind][1] += own not in rows.labels
         if len(found[kind]) < MAX_EXAMPLES:
             found[kind].append(
                 LeakExample(
                     kind,
-                    parts[scored].rows[position],
-                    parts[known].rows[counterparts[0]],
-                    round(similarity, 3),
+                    corpus.rows[position],
+                    parts[known].rows[rows.first],
+                    round(match.similarity, 3),
                     own,
-                    labels[known][counterparts[0]],
-                    excerpt(parts[scored].texts[position]),
+                    labels[known][rows.first],
+                    excerpt(corpus.texts[position]),
                 )
             )
     each = MAX_EXAMPLES // len(KINDS)
     examples = tuple(example for kind in KINDS for example in found[kind][:each])
-    return Leak(known, scored, len(parts[scored]), {kind: LeakCount(*counts[kind]) for kind in KINDS}, examples)
-
-
-def _match(
-    text: int, known_rows: Mapping[int, list[int]], is_known: NDArray[np.bool_], partners: Sequence[_Partners]
-) -> tuple[str, float, list[int]] | None:
-    """The strongest kind of leak of a text, the similarity, and positions of its counterparts, the likest first."""
-    if text in known_rows:
-        return "same", 1.0, known_rows[text]
-    for kind, pairs in zip(KINDS[2:], partners, strict=True):
-        here = slice(pairs.starts[text], pairs.starts[text + 1])
-        chosen = is_known[pairs.others[here]]
-        if chosen.any():
-            rows = [row for other in pairs.others[here][chosen].tolist() for row in known_rows[other]]
-            return kind, float(pairs.similarity[here][chosen][0]), rows
-    return None
-
-
-def _identical(known: Corpus, counterparts: Sequence[int], scored: Corpus, position: int) -> list[int]:
-    """The counterparts whose texts are equal to the row's character for character."""
-    text = scored.texts[position], None if scored.pairs is None else scored.pairs[position]
-    return [other for other in counterparts if text == (known.texts[other], known.pairs and known.pairs[other])]
+    return Leak(known, scored, len(corpus), {kind: LeakCount(*counts[kind]) for kind in KINDS}, examples)
 
 
 def similar_groups(
-    kind: str, parts: Mapping[str, Corpus], distinct: DistinctTexts, pairs: SimilarPairs
+    kind: str, parts: Mapping[str, Corpus], distinct: DistinctTexts, pairs: SimilarPairs, every: int = 1
 ) -> SimilarGroups:
-    """The groups that ``pairs`` of the different texts make, counted in rows."""
+    """The groups that ``pairs`` of the different texts make, counted in rows.
+
+    Args:
+        kind: "near" or "passages".
+        parts: name -> rows.
+        distinct: their different texts.
+        pairs: pairs of these.
+        every: candidates for them were sought among every so-manieth run of characters.
+    """
     group_of = components(len(distinct.texts), pairs)
     several = np.bincount(group_of, minlength=len(distinct.texts)) > 1
-    rows: dict[int, list[tuple[str, int]]] = {}
-    for part in parts:
-        for position, group in enumerate(group_of[distinct.ids[part]].tolist()):
-            if several[group]:
-                rows.setdefault(group, []).append((part, position))
-    labels = {part: sorted_labels(corpus) for part, corpus in parts.items()}
-    mixed = [members for members in rows.values() if len({labels[part][place] for part, place in members}) > 1]
-    largest = sorted(rows.values(), key=lambda members: (-len(members), members[0]))[:MAX_EXAMPLES]
+    names, sizes = list(parts), [len(corpus) for corpus in parts.values()]
+    group_of_row = group_of[np.concatenate([distinct.ids[name] for name in names])]
+    chosen = np.flatnonzero(several[group_of_row])  # rows counted through all parts
+    groups = RowGroups.of(np.unique(group_of_row[chosen], return_inverse=True)[1])
+    label_ids = value_numbers(chain.from_iterable(sorted_labels(corpus) for corpus in parts.values()), sum(sizes))
+    mixed = groups.differ(label_ids[chosen])
+    starts = np.cumsum([0, *sizes])
+
+    def place(row: int) -> tuple[str, int]:
+        part = int(np.searchsorted(starts, row, side="right")) - 1
+        return names[part], row - int(starts[part])
+
+    firsts = chosen[groups.first()]
+    by_name = np.argsort(np.argsort(names))[np.searchsorted(starts, firsts, side="right") - 1]
+    largest = np.lexsort((firsts, by_name, -groups.sizes))[:MAX_EXAMPLES]
+    examples = [
+        tuple((part, parts[part].rows[row]) for part, row in map(place, chosen[groups.rows(group)[:MAX_EXAMPLES]]))
+        for group in largest
+    ]
     return SimilarGroups(
         kind,
-        len(rows),
-        sum(map(len, rows.values())),
-        max(map(len, rows.values()), default=0),
-        len(mixed),
-        sum(map(len, mixed)),
-        tuple(tuple((part, parts[part].rows[place]) for part, place in members[:MAX_EXAMPLES]) for members in largest),
+        len(groups),
+        len(chosen),
+        int(groups.sizes.max(initial=0)),
+        int(np.count_nonzero(mixed)),
+        int(groups.sizes[mixed].sum()),
+        tuple(examples),
         pairs.num_compared,
         pairs.capped_buckets,
         pairs.complete,
+        every,
     )

@@ -58,23 +58,23 @@ def near_duplicates(
     return SimilarPairs(first[alike], second[alike], similarity[alike], len(proposed), capped, complete)
 
 
-def _proposals(signatures: NDArray[np.uint32]) -> tuple[NDArray[np.int64], int, bool]:
+def _proposals(signatures: NDArray[np.uint16]) -> tuple[NDArray[np.int64], int, bool]:
     """Pairs i * N + j, i < j, ascending; the number of capped buckets; whether all were taken."""
     num_texts = len(signatures)
     found = np.zeros(0, np.int64)
     capped = 0
     for band in range(NUM_BANDS):
         values = np.ascontiguousarray(signatures[:, band * BAND_VALUES : (band + 1) * BAND_VALUES])
-        keys = values.view(np.uint64)
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        keys = values.view(np.uint64).ravel()  # four values of 16 bits are one number
+        order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         new_bucket = np.ones(num_texts, bool)
-        new_bucket[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+        new_bucket[1:] = ordered[1:] != ordered[:-1]
         starts = np.flatnonzero(new_bucket)
         sizes = np.diff(np.append(starts, num_texts))
         capped += int(np.count_nonzero(sizes > BUCKET_WINDOW + 1))
         room = int(np.sum(np.minimum(sizes - 1, BUCKET_WINDOW) * sizes))
-        pairs = np.empty(room, np.int64)
+        pairs = np.empty(min(room, MAX_PAIRS + 1), np.int64)  # one more than is wanted tells that there are more
         count = _bucket_pairs(order, starts, sizes, signatures, BUCKET_WINDOW, MIN_EQUAL_VALUES, pairs)
         found = np.union1d(found, pairs[:count])
         if len(found) > MAX_PAIRS:
@@ -84,7 +84,8 @@ def _proposals(signatures: NDArray[np.uint32]) -> tuple[NDArray[np.int64], int, 
 
 @compiled
 def _bucket_pairs(order, starts, sizes, signatures, window, min_equal, pairs):  # type: ignore[no-untyped-def]
-    """Pairs i * N + j, i < j, of texts in one bucket whose signatures agree in enough values."""
+    """Pairs i * N + j, i < j, of texts in one bucket whose signatures agree in enough values; as many as there is room
+    for."""
     num_texts, num_values = signatures.shape
     found = 0
     for bucket in range(starts.size):
@@ -96,6 +97,8 @@ def _bucket_pairs(order, starts, sizes, signatures, window, min_equal, pairs):  
                 for k in range(num_values):
                     equal += signatures[one, k] == signatures[other, k]
                 if equal >= min_equal:
+                    if found == pairs.size:
+                        return found
                     pairs[found] = min(one, other) * num_texts + max(one, other)
                     found += 1
     return found

@@ -71,14 +71,14 @@ class PackedBatch:
 def pack(encoded: Encoded, rows: Sequence[int] | IntArray) -> PackedBatch:
     """Pack the given rows of ``encoded``, longest first; rows of equal length keep their order."""
     chosen = np.asarray(rows, dtype=np.int64)
-    lengths = encoded.lengths[chosen]
+    lengths = encoded.lengths_of(chosen)
     return pack_in_order(encoded, chosen[np.argsort(-lengths, kind="stable")])
 
 
 def pack_in_order(encoded: Encoded, rows: Sequence[int] | IntArray) -> PackedBatch:
     """Pack the given rows of ``encoded`` as they stand, for a caller who needs some of them side by side."""
     chosen = np.asarray(rows, dtype=np.int64)
-    lengths = encoded.lengths[chosen]
+    lengths = encoded.lengths_of(chosen)
     place = _within(lengths)
     source = np.repeat(encoded.offsets[chosen], lengths) + place
     sequences, counts = _sequences(encoded, chosen, lengths)
@@ -104,7 +104,7 @@ def _sequences(encoded: Encoded, rows: IntArray, lengths: IntArray) -> tuple[Int
     """(S,) lengths of the rows' sequences, and (B,) how many each row has, or None if each has one."""
     if encoded.windows is None:
         return lengths, None
-    counts = encoded.windows.counts[rows]
+    counts = encoded.windows.counts_of(rows)
     if (counts == 1).all():
         return lengths, None
     return encoded.windows.lengths[np.repeat(encoded.windows.offsets[rows], counts) + _within(counts)], counts
@@ -124,7 +124,7 @@ def micro_batches(
         max_rows: most texts in one batch; no bound when None.
     """
     chosen = np.asarray(rows, dtype=np.int64)
-    lengths = encoded.lengths[chosen]
+    lengths = encoded.lengths_of(chosen)
     order = np.argsort(-lengths, kind="stable")
     start, tokens = 0, 0
     for end, index in enumerate(order):

@@ -11,9 +11,10 @@ them right, and the score that is lost says nothing about the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from qlassify.data.corpus import Corpus
 from qlassify.data.findings import INFO, MAX_EXAMPLES, WARNING, Finding, counted, excerpt, listed, named, verb
 from qlassify.data.split import normalised_text
+from qlassify.data.text_groups import RowGroups, text_numbers, value_numbers
 
 Labels = tuple[str, ...]
 """The labels of a row, sorted."""
@@ -32,11 +34,46 @@ class DistinctTexts:
 
     Attributes:
         texts: D normalised texts, in the order in which they are met; the two texts of a pair with a line end between.
+            Each is made from its row when it is asked for: a second copy of all texts would be the largest thing in
+            an audit.
         ids: part -> (N,) int64, which of them each row has.
     """
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     ids: Mapping[str, NDArray[np.int64]]
+
+
+class _TextsOfRows(Sequence[str]):
+    """The normalised texts of some rows of several corpora.
+
+    Args:
+        corpora: the corpora.
+        rows: (D,) rows, counted through all corpora.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], rows: NDArray[np.int64]) -> None:
+        ends = np.cumsum([len(corpus) for corpus in corpora], dtype=np.int64)
+        self._corpora = corpora
+        self._place = np.searchsorted(ends, rows, side="right").astype(np.int8)
+        self._row = rows - np.concatenate([np.zeros(1, np.int64), ends])[self._place]
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return row_key(self._corpora[self._place[index]], int(self._row[index]))
+
+    def __iter__(self) -> Iterator[str]:
+        for place, row in zip(self._place, self._row, strict=True):
+            yield row_key(self._corpora[place], row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,61 +161,60 @@ class Duplicates:
         return tuple(found)
 
 
-def row_keys(corpus: Corpus, *, folded: bool = True) -> list[str]:
-    """What makes two rows the same text, for each row: normalised, or as it stands if not ``folded``."""
-    change = normalised_text if folded else str
-    if corpus.pairs is None:
-        return [change(text) for text in corpus.texts]
-    return [f"{change(text)}\n{change(pair)}" for text, pair in zip(corpus.texts, corpus.pairs, strict=True)]
+def row_key(corpus: Corpus, row: int, *, folded: bool = True) -> str:
+    """What makes a row the same text as another: normalised, or as it stands if not ``folded``."""
+    text, pair = corpus.texts[row], None if corpus.pairs is None else corpus.pairs[row]
+    if folded:
+        return normalised_text(text) if pair is None else f"{normalised_text(text)}\n{normalised_text(pair)}"
+    return text if pair is None else f"{text}\n{pair}"
+
+
+def row_keys(corpus: Corpus, *, folded: bool = True) -> Iterator[str]:
+    """``row_key`` of each row."""
+    return (row_key(corpus, row, folded=folded) for row in range(len(corpus)))
 
 
 def distinct_texts(parts: Mapping[str, Corpus]) -> DistinctTexts:
     """The different normalised texts of all parts."""
-    numbers: dict[str, int] = {}
-    ids = {
-        name: np.array([numbers.setdefault(key, len(numbers)) for key in row_keys(corpus)], dtype=np.int64)
-        for name, corpus in parts.items()
-    }
-    return DistinctTexts(tuple(numbers), ids)
+    corpora = list(parts.values())
+    sizes = [len(corpus) for corpus in corpora]
+    numbers = text_numbers(chain.from_iterable(map(row_keys, corpora)), sum(sizes))
+    ids = np.split(numbers, np.cumsum(sizes)[:-1])
+    return DistinctTexts(_TextsOfRows(corpora, RowGroups.of(numbers).first()), dict(zip(parts, ids, strict=True)))
 
 
 def sorted_labels(corpus: Corpus) -> list[Labels]:
-    """The labels of each row, sorted, so that equal sets are equal tuples."""
-    return [labels if len(labels) < 2 else tuple(sorted(labels)) for labels in corpus.labels]
+    """The labels of each row, sorted, so that equal sets are equal tuples; rows with equal ones share the tuple."""
+    known: dict[Labels, Labels] = {}
+    in_order = (labels if len(labels) < 2 else tuple(sorted(labels)) for labels in corpus.labels)
+    return [known.setdefault(labels, labels) for labels in in_order]
 
 
 def find_duplicates(part: str, corpus: Corpus) -> Duplicates:
     """Count and list the repeated texts of one part."""
     labels = sorted_labels(corpus)
-    same = _groups(row_keys(corpus))
-    conflicting = _conflicting(same, labels)
-    most = sorted(same, key=lambda positions: (-len(positions), positions[0]))[:MAX_EXAMPLES]
+    label_ids = value_numbers(labels, len(labels))
+    identical = RowGroups.of(text_numbers(row_keys(corpus, folded=False), len(corpus)))
+    same = RowGroups.of(text_numbers(row_keys(corpus), len(corpus)))
+    repeated = np.flatnonzero(same.sizes > 1)
+    most = repeated[np.argsort(-same.sizes[repeated], kind="stable")][:MAX_EXAMPLES]
+    conflicting = np.flatnonzero(same.differ(label_ids))[:MAX_EXAMPLES]
     return Duplicates(
         part,
         len(corpus),
-        _counts(_groups(row_keys(corpus, folded=False)), labels),
-        _counts(same, labels),
-        tuple(_repeated_text(corpus, positions, labels) for positions in most),
-        tuple(_repeated_text(corpus, positions, labels) for positions in conflicting[:MAX_EXAMPLES]),
+        _counts(identical, label_ids),
+        _counts(same, label_ids),
+        tuple(_repeated_text(corpus, same.rows(group).tolist(), labels) for group in most),
+        tuple(_repeated_text(corpus, same.rows(group).tolist(), labels) for group in conflicting),
     )
 
 
-def _groups(keys: Iterable[str]) -> list[list[int]]:
-    """Positions of the rows of each key that has more than one, by the first."""
-    members: dict[str, list[int]] = {}
-    for position, key in enumerate(keys):
-        members.setdefault(key, []).append(position)
-    return [positions for positions in members.values() if len(positions) > 1]
-
-
-def _conflicting(groups: Sequence[list[int]], labels: Sequence[Labels]) -> list[list[int]]:
-    return [positions for positions in groups if len({labels[position] for position in positions}) > 1]
-
-
-def _counts(groups: Sequence[list[int]], labels: Sequence[Labels]) -> RepeatCounts:
-    conflicting = _conflicting(groups, labels)
-    rows = sum(map(len, groups))
-    return RepeatCounts(len(groups), rows, rows - len(groups), len(conflicting), sum(map(len, conflicting)))
+def _counts(groups: RowGroups, label_ids: NDArray[np.int64]) -> RepeatCounts:
+    repeated, conflicting = groups.sizes > 1, groups.differ(label_ids)
+    texts, rows = int(np.count_nonzero(repeated)), int(groups.sizes[repeated].sum())
+    return RepeatCounts(
+        texts, rows, rows - texts, int(np.count_nonzero(conflicting)), int(groups.sizes[conflicting].sum())
+    )
 
 
 def _repeated_text(corpus: Corpus, positions: Sequence[int], labels: Sequence[Labels]) -> RepeatedText:

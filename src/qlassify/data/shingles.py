@@ -18,7 +18,7 @@ with.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numba
@@ -29,6 +29,8 @@ from qlassify.seeding import numpy_generator
 
 CHUNK_CHARS = 4_000_000
 """Characters that are looked at together; a longer text is a chunk of its own."""
+CHUNK_TEXTS = 50_000
+"""Texts that are looked at together."""
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
@@ -160,30 +162,36 @@ def _multiplier(seed: int, width: int) -> np.uint64:
     return np.uint64(int(numpy_generator(seed, "shingles", width).integers(0, 2**63)) * 2 + 1)
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges of texts of about ``CHUNK_CHARS`` characters."""
+def _chunks(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Texts of about ``CHUNK_CHARS`` characters at a time, and the index of the first; each is asked for once."""
+    chunk: list[str] = []
     start = chars = 0
-    for index, text in enumerate(texts):
-        if chars and chars + len(text) > CHUNK_CHARS:
-            yield start, index
-            start, chars = index, 0
+    for text in texts:
+        if chars and (chars + len(text) > CHUNK_CHARS or len(chunk) == CHUNK_TEXTS):
+            yield start, chunk
+            start, chars, chunk = start + len(chunk), 0, []
+        chunk.append(text)
         chars += len(text)
-    if start < len(texts):
-        yield start, len(texts)
+    if chunk:
+        yield start, chunk
 
 
-def minhash_signatures(texts: Sequence[str], width: int, num_values: int, seed: int) -> NDArray[np.uint32]:
-    """MinHash signatures (N, num_values) uint32: two texts agree in each value with the chance of their Jaccard index.
+def minhash_signatures(texts: Sequence[str], width: int, num_values: int, seed: int) -> NDArray[np.uint16]:
+    """MinHash signatures (N, num_values) uint16: two texts agree in each value with the chance of their Jaccard index.
 
     Value k is the least of ``low * factor_k + high`` over the shingles, in 32 bits, low and high being the halves of
-    the shingle's number: one multiplication a value where a hash function for each would take several.
+    the shingle's number: one multiplication a value where a hash function for each would take several. The lower half
+    of the least value is kept, which halves what signatures take (Li and Koenig 2010, arXiv:0910.3349): values that
+    are equal stay equal, and different ones become so with a chance of 2 ** -16.
     """
     factors = numpy_generator(seed, "minhash").integers(0, 2**32, num_values, dtype=np.uint32) | np.uint32(1)
-    signatures = np.full((len(texts), num_values), np.iinfo(np.uint32).max, dtype=np.uint32)
+    signatures = np.empty((len(texts), num_values), dtype=np.uint16)
     multiplier = _multiplier(seed, width)
-    for start, stop in _chunks(texts):
-        codes, offsets = code_points(texts[start:stop])
-        _signatures(codes, offsets, width, multiplier, factors, signatures[start:stop])
+    for start, chunk in _chunks(texts):
+        codes, offsets = code_points(chunk)
+        least = np.full((len(chunk), num_values), np.iinfo(np.uint32).max, dtype=np.uint32)
+        _signatures(codes, offsets, width, multiplier, factors, least)
+        signatures[start : start + len(chunk)] = least  # the lower halves
     return signatures
 
 
@@ -202,8 +210,8 @@ def sampled_shingles(
     every = max(1, -(-total // limit))
     multiplier = _multiplier(seed, width)
     numbers, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for start, stop in _chunks(texts):
-        codes, offsets = code_points(texts[start:stop])
+    for start, chunk in _chunks(texts):
+        codes, offsets = code_points(chunk)
         found_numbers, found_owners = np.empty(len(codes), np.uint64), np.empty(len(codes), np.int64)
         found = _sample(codes, offsets, width, multiplier, np.uint64(every), found_numbers, found_owners)
         numbers.append(found_numbers[:found].copy())

@@ -19,13 +19,14 @@ group: shuffling by sorting them depends on nothing but the bit stream, which Nu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qlassify.data.text_groups import RowGroups, text_numbers
 from qlassify.errors import ConfigError, DataError
 from qlassify.seeding import numpy_generator
 
@@ -40,12 +41,30 @@ class Split:
     """What the user should know: classes that are on one side only, repeated texts."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    rows: list[int]
-    labels: frozenset[int]
-    stratum: int
-    draw: float
+@dataclass(frozen=True, slots=True, eq=False)
+class _Groups:
+    """G groups of rows, in the order of their first rows, as arrays: an object for each would be 600 bytes a row.
+
+    Attributes:
+        rows: the rows of each.
+        holders: the groups that carry each of the K classes, ascending.
+        labels: (L,) int64 the classes that groups carry, group by group; those of group g are
+            ``labels[starts[g]:starts[g + 1]]``.
+        starts: (G + 1,) int64.
+        stratum: (G,) int64 its rarest class; K without any.
+        draws: (G,) float64 what decides which groups of a stratum come first.
+    """
+
+    rows: RowGroups
+    holders: RowGroups
+    labels: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    stratum: NDArray[np.int64]
+    draws: NDArray[np.float64]
+
+    def carried(self, group: int) -> list[int]:
+        """The classes of one group."""
+        return list(self.labels[self.starts[group] : self.starts[group + 1]].tolist())
 
 
 def stratified_split(
@@ -77,58 +96,72 @@ def stratified_split(
         raise ConfigError("the held-out fraction is out of range", got=fraction, wanted="above 0 and at most 0.5")
     if len(texts) < 2:
         raise DataError("too few rows to hold some out", got=len(texts), wanted="2 or more")
-    groups, num_classes = _groups(targets, texts, pairs, seed, multi_label)
+    groups = _groups(targets, texts, pairs, seed, multi_label)
     held_out = _fill(groups, fraction * len(texts))
-    one_sided = _settle(groups, held_out, num_classes)
-    if not any(held_out):
+    one_sided = _settle(groups, held_out)
+    if not held_out.any():
         do = "Give a validation file, or more rows"
         raise DataError(
             "nothing can be held out: every text is the only one of a class", got=f"{len(texts)} rows", do=do
         )
-    on_side: tuple[list[int], list[int]] = ([], [])
-    for group, out in zip(groups, held_out, strict=True):
-        on_side[out].extend(group.rows)
-    train, kept_out = (np.array(sorted(rows), dtype=np.int64) for rows in on_side)
+    out = np.empty(len(texts), bool)
+    out[groups.rows.order] = np.repeat(held_out, groups.rows.sizes)
+    train, kept_out = np.flatnonzero(~out), np.flatnonzero(out)
     named = [str(label) if names is None else repr(names[label]) for label in one_sided]
     return Split(train, kept_out, _notes(groups, named, len(kept_out), fraction * len(texts)))
 
 
 def _groups(
     targets: NDArray[Any], texts: Sequence[str], pairs: Sequence[str] | None, seed: int, multi_label: bool
-) -> tuple[list[_Group], int]:
-    """The groups in the order of their first rows, and the number of classes."""
-    members: dict[str, list[int]] = {}
-    for row, text in enumerate(texts):
-        key = normalised_text(text) if pairs is None else f"{normalised_text(text)}\n{normalised_text(pairs[row])}"
-        members.setdefault(key, []).append(row)
-    labels = [np.flatnonzero(row > 0.5).tolist() for row in targets] if multi_label else [[int(t)] for t in targets]
-    num_classes = targets.shape[1] if multi_label else int(targets.max()) + 1
-    counts = np.bincount([label for row in labels for label in row], minlength=num_classes)
-    draws = numpy_generator(seed, "split").random(len(members)).tolist()
-    groups = []
-    for rows, draw in zip(members.values(), draws, strict=True):
-        carried = frozenset(label for row in rows for label in labels[row])
-        # Rows without any label have a stratum of their own, after the last class.
-        stratum = min(carried, key=lambda label: (counts[label], label), default=num_classes)
-        groups.append(_Group(rows, carried, stratum, draw))
-    return groups, num_classes
+) -> _Groups:
+    """The groups of the rows' texts and what they carry."""
+    num_rows, num_classes = len(texts), targets.shape[1] if multi_label else int(targets.max()) + 1
+    group_of_row = text_numbers(text_keys(texts, pairs), num_rows)
+    rows = RowGroups.of(group_of_row)
+    of_row, label = np.nonzero(targets > 0.5) if multi_label else (np.arange(num_rows), targets.astype(np.int64))
+    counts = np.bincount(label, minlength=num_classes)
+    # (group, class), each once, in ascending order: what groups carry.
+    carried = np.unique(group_of_row[of_row] * num_classes + label)
+    carriers, labels = np.divmod(carried, num_classes)
+    starts = np.searchsorted(carriers, np.arange(len(rows) + 1))
+    holders = RowGroups.of(labels, num_classes)
+    # The rarest class first, and of two the one with the lower number; rows without any label have a stratum of their
+    # own, after the last class.
+    rarity = np.empty(num_classes, np.int64)
+    by_count = np.lexsort((np.arange(num_classes), counts))
+    rarity[by_count] = np.arange(num_classes)
+    rarest = np.full(len(rows), num_classes)
+    np.minimum.at(rarest, carriers, rarity[labels])
+    stratum = np.append(by_count, num_classes)[rarest]
+    draws = numpy_generator(seed, "split").random(len(rows))
+    return _Groups(rows, RowGroups(carriers[holders.order], holders.starts), labels, starts, stratum, draws)
 
 
-def _fill(groups: Sequence[_Group], wanted: float) -> list[bool]:
-    """Which groups are held out, stratum by stratum, so that ``wanted`` rows are."""
-    strata: dict[int, list[int]] = {}
-    for index in sorted(range(len(groups)), key=lambda index: groups[index].draw):
-        strata.setdefault(groups[index].stratum, []).append(index)
-    sizes = {stratum: sum(len(groups[index].rows) for index in members) for stratum, members in strata.items()}
-    held_out = [False] * len(groups)
-    rows_left = sum(sizes.values())
-    for stratum in sorted(strata, key=lambda stratum: (sizes[stratum], stratum)):
-        quota = max(wanted, 0.0) * sizes[stratum] / rows_left
-        taken = _take([len(groups[index].rows) for index in strata[stratum]], quota)
-        for place in taken:
-            held_out[strata[stratum][place]] = True
-            wanted -= len(groups[strata[stratum][place]].rows)
-        rows_left -= sizes[stratum]
+def text_keys(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[str]:
+    """What makes two rows the same text, or pair of texts, for each row."""
+    if pairs is None:
+        return map(normalised_text, texts)
+    return (f"{normalised_text(text)}\n{normalised_text(pair)}" for text, pair in zip(texts, pairs, strict=True))
+
+
+def _fill(groups: _Groups, wanted: float) -> NDArray[np.bool_]:
+    """(G,) which groups are held out, stratum by stratum, so that ``wanted`` rows are."""
+    order = np.lexsort((groups.draws, groups.stratum))
+    sizes_of_group = groups.rows.sizes
+    strata, first = np.unique(groups.stratum[order], return_index=True)
+    sizes = np.add.reduceat(sizes_of_group[order], first)
+    bounds = np.append(first, len(order))
+    held_out = np.zeros(len(order), bool)
+    rows_left = int(sizes.sum())
+    for place in np.lexsort((strata, sizes)):
+        size = int(sizes[place])
+        quota = max(wanted, 0.0) * size / rows_left
+        members = order[bounds[place] : bounds[place + 1]]
+        own_sizes = sizes_of_group[members].tolist()
+        for taken in _take(own_sizes, quota):
+            held_out[members[taken]] = True
+            wanted -= own_sizes[taken]
+        rows_left -= size
     return held_out
 
 
@@ -147,42 +180,41 @@ def _take(sizes: Sequence[int], quota: float) -> list[int]:
     return taken or [min(range(len(sizes)), key=lambda place: (sizes[place], place))]
 
 
-def _settle(groups: Sequence[_Group], held_out: list[bool], num_classes: int) -> list[int]:
+def _settle(groups: _Groups, held_out: NDArray[np.bool_]) -> list[int]:
     """Moves groups until each class with two or more is on both sides, and one with a single group in training.
 
     Returns the classes that are on one side only: those of a single group, and those for which it failed.
     """
-    holders: list[list[int]] = [[] for _ in range(num_classes)]
-    on_side = [[0, 0] for _ in range(num_classes)]
-    for index, group in enumerate(groups):
-        for label in group.labels:
-            holders[label].append(index)
-            on_side[label][held_out[index]] += 1
+    num_holders = groups.holders.sizes
+    out = np.add.reduceat(np.append(held_out[groups.holders.order], False).astype(np.int64), groups.holders.starts[:-1])
+    out[num_holders == 0] = 0
+    on_side = np.stack([num_holders - out, out], axis=1)
+    sizes = groups.rows.sizes
 
-    def can_leave(index: int) -> bool:
+    def can_leave(group: int) -> bool:
         # No class may lose its last group on a side, except that of a single group, which is to leave the held-out one.
-        side = held_out[index]
-        return all(on_side[label][side] > 1 or (side and len(holders[label]) == 1) for label in groups[index].labels)
+        side = int(held_out[group])
+        return all(on_side[label, side] > 1 or (side and num_holders[label] == 1) for label in groups.carried(group))
 
-    for label in sorted(range(num_classes), key=lambda label: (len(holders[label]), label)):
-        settled = on_side[label][0] > 0 and (on_side[label][1] > 0 or len(holders[label]) == 1)
-        movable = [] if settled else [index for index in holders[label] if can_leave(index)]
+    for label in np.lexsort((np.arange(len(num_holders)), num_holders)):
+        settled = on_side[label, 0] > 0 and (on_side[label, 1] > 0 or num_holders[label] == 1)
+        movable = [] if settled else [group for group in groups.holders.rows(label).tolist() if can_leave(group)]
         if not movable:
             continue
-        index = min(movable, key=lambda index: (len(groups[index].rows), groups[index].draw))
-        for carried in groups[index].labels:
-            on_side[carried][held_out[index]] -= 1
-            on_side[carried][not held_out[index]] += 1
-        held_out[index] = not held_out[index]
-    return [label for label in range(num_classes) if holders[label] and not all(on_side[label])]
+        group = min(movable, key=lambda group: (sizes[group], groups.draws[group]))
+        for carried in groups.carried(group):
+            on_side[carried, int(held_out[group])] -= 1
+            on_side[carried, 1 - int(held_out[group])] += 1
+        held_out[group] = not held_out[group]
+    return np.flatnonzero((num_holders > 0) & (on_side == 0).any(axis=1)).tolist()
 
 
-def _notes(groups: Sequence[_Group], one_sided: Sequence[str], num_held_out: int, wanted: float) -> tuple[str, ...]:
+def _notes(groups: _Groups, one_sided: Sequence[str], num_held_out: int, wanted: float) -> tuple[str, ...]:
     notes = []
     if one_sided:
         listed = ", ".join(one_sided[:20]) + (", ..." if len(one_sided) > 20 else "")
         notes.append(f"Classes with too few different texts to be on both sides: {len(one_sided)} ({listed}).")
-    repeated = sum(len(group.rows) for group in groups if len(group.rows) > 1)
+    repeated = int(groups.rows.sizes[groups.rows.sizes > 1].sum())
     if repeated:
         notes.append(f"{repeated} rows share their text with another row; each such group is on one side.")
     if abs(num_held_out - wanted) > max(3.0, 0.05 * wanted):

@@ -166,7 +166,9 @@ def _with_fallbacks(
     rows: LabelledRows, none: NDArray[np.bool_], one: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Tell a fallback token from a text of one token: it stands for characters that cannot be printed."""
-    unprintable = np.array([not any(c.isprintable() and not c.isspace() for c in text) for text in rows.corpus.texts])
+    unprintable = np.zeros(len(rows), bool)
+    for position in np.flatnonzero(one):
+        unprintable[position] = not any(c.isprintable() and not c.isspace() for c in rows.corpus.texts[position])
     return none | (one & unprintable), one & ~unprintable
 
 

@@ -5,6 +5,10 @@ matrix costs the longest text for every text. Truncation is counted row by row, 
 the end of its documents looks like a weak model, not like a setting. What is read of a text that is longer than the
 limit is a setting (``long_texts``); under ``windows`` one row is several sequences, which stand one after another.
 
+Rows go through in chunks, which ``chunks`` gives one by one: ``encode`` puts them together in memory, ``token_store``
+writes them to disk. The tokeniser works on the rows of a chunk in threads of its own, one for each core, unless
+``TOKENIZERS_PARALLELISM`` or ``RAYON_NUM_THREADS`` says otherwise; what it gives does not depend on their number.
+
 Pairs are cut at the longer side first (``longest_first``), so that a short question is not lost to a long passage.
 A text of which the tokeniser makes nothing (control characters only) becomes one fallback token and is counted: an
 empty sequence has no hidden state to pool.
@@ -13,8 +17,9 @@ empty sequence has no hidden state to pool.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qlassify.data.long_texts import LongTexts
+from qlassify.data.token_chunk import TokenChunk
 from qlassify.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -55,9 +61,12 @@ class Windows:
         """The windows of N rows, from the tokens of each; None if every row is one window."""
         if all(len(row) == 1 for row in lengths):
             return None
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(row) for row in lengths], dtype=np.int64)])
         flat = np.array([length for row in lengths for length in row], dtype=np.int64)
-        return cls(offsets, flat, repeated_tokens)
+        return cls(_offsets(np.array([len(row) for row in lengths], np.int32)), flat, repeated_tokens)
+
+    def counts_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(B,) windows of the given (B,) rows; costs nothing for the others."""
+        return self.offsets[rows + 1] - self.offsets[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,10 @@ class Encoded:
         """(N,) tokens of each row after truncation, those of all its windows together."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(B,) tokens of the given (B,) rows after truncation; costs nothing for the others."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     @property
     def whole_lengths(self) -> npt.NDArray[np.int64]:
         """(N,) tokens of each text before anything was cut off or repeated, special ones included."""
@@ -107,6 +120,29 @@ class Encoded:
     def row(self, index: int) -> npt.NDArray[np.int32]:
         """The token ids of one row."""
         return self.token_ids[self.offsets[index] : self.offsets[index + 1]]
+
+    @classmethod
+    def of(cls, chunks: Iterable[TokenChunk]) -> Encoded:
+        """All rows of all chunks, in their order; every chunk has segments, or none has."""
+        every = list(chunks)
+
+        def joined(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+            return np.concatenate([np.zeros(0, dtype), *(getattr(chunk, name) for chunk in every)])
+
+        with_types = any(chunk.token_type_ids is not None for chunk in every)
+        counts = joined("windows_of_row", np.int32)
+        windows = None
+        if (counts > 1).any():
+            lengths = joined("window_lengths", np.int32).astype(np.int64)
+            windows = Windows(_offsets(counts), lengths, joined("repeated_tokens", np.int32))
+        return cls(
+            token_ids=joined("token_ids", np.int32),
+            offsets=_offsets(joined("lengths", np.int32)),
+            token_type_ids=joined("token_type_ids", np.int8) if with_types else None,
+            lost_tokens=joined("lost_tokens", np.int32),
+            num_empty=sum(chunk.num_empty for chunk in every),
+            windows=windows,
+        )
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[int]]) -> Encoded:
@@ -219,50 +255,78 @@ class TextEncoder:
         Raises:
             ConfigError: pairs, and longer texts are not to be truncated.
         """
-        self.long.require_single(pair=pairs is not None)
-        ids: list[npt.NDArray[np.int32]] = []
-        types: list[npt.NDArray[np.int8]] = []
-        windows: list[list[int]] = []
-        repeated: list[int] = []
-        lost: list[int] = []
-        num_empty = 0
-        backend = self._backend if self.long.policy == "truncate" else self._whole
-        for start in range(0, len(texts), CHUNK_ROWS):
-            stop = start + CHUNK_ROWS
-            batch: Any = list(texts[start:stop])
-            if pairs is not None:
-                batch = list(zip(batch, pairs[start:stop], strict=True))
-            for source, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=True), strict=True):
-                sequences, lost_here = self._cut(source, encoding)
-                row = sequences[0] if len(sequences) == 1 else [token for one in sequences for token in one]
-                if not row:
-                    num_empty += 1
-                    row = [self.fallback_token_id]
-                    sequences = [row]
-                ids.append(np.array(row, dtype=np.int32))
-                windows.append([len(sequence) for sequence in sequences])
-                lost.append(lost_here)
-                repeated.append(len(row) + lost_here - len(encoding.ids) if len(sequences) > 1 else 0)
-                if self.wants_token_types and pairs is not None:
-                    types.append(np.array(encoding.type_ids or [0], dtype=np.int8))
+        found, done = [], 0
+        for chunk in self.chunks(texts, pairs):
+            found.append(chunk)
+            done += len(chunk.lengths)
             if progress is not None:
-                progress(min(stop, len(texts)))
-        lengths = np.array([sum(row) for row in windows], dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        return Encoded(
-            token_ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-            offsets=offsets,
-            token_type_ids=np.concatenate(types) if types else None,
-            lost_tokens=np.array(lost, dtype=np.int32),
-            num_empty=num_empty,
-            windows=Windows.of(windows, np.array(repeated, dtype=np.int32)),
+                progress(done)
+        return Encoded.of(found)
+
+    def chunks(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Iterator[TokenChunk]:
+        """The same rows ``CHUNK_ROWS`` at a time, in order; nothing is kept of a chunk that has been given.
+
+        Raises:
+            ConfigError: pairs, and longer texts are not to be truncated.
+        """
+        self.long.require_single(pair=pairs is not None)
+        for start in range(0, len(texts), CHUNK_ROWS):
+            batch: Any = list(texts[start : start + CHUNK_ROWS])
+            if pairs is not None:
+                batch = list(zip(batch, pairs[start : start + CHUNK_ROWS], strict=True))
+            yield self._chunk(batch, with_types=self.wants_token_types and pairs is not None)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything beside the texts that token ids depend on, for a name of what was made with it."""
+        import tokenizers
+
+        return {
+            "library": tokenizers.__version__,
+            "tokenizer": self._whole.to_str(),
+            "max_length": self.max_length,
+            "long": [self.long.policy, self.long.window_overlap, self.long.max_windows],
+            "fallback_token_id": self.fallback_token_id,
+            "wants_token_types": self.wants_token_types,
+        }
+
+    def _chunk(self, batch: list[Any], *, with_types: bool) -> TokenChunk:
+        """The tokens of some rows: texts, or pairs of texts."""
+        cuts = self.long.policy == "truncate"
+        encodings = (self._backend if cuts else self._whole).encode_batch_fast(batch, add_special_tokens=True)
+        lost, repeated = np.zeros(len(batch), np.int32), np.zeros(len(batch), np.int32)
+        if cuts:
+            rows = [[encoding.ids] for encoding in encodings]
+            self._count_lost(batch, encodings, lost)
+        else:
+            rows = []
+            for place, encoding in enumerate(encodings):
+                sequences, lost[place] = self._cut(encoding)
+                rows.append(sequences)
+                if len(sequences) > 1:
+                    repeated[place] = sum(map(len, sequences)) + lost[place] - len(encoding.ids)
+        empty = [place for place, sequences in enumerate(rows) if not sequences[0]]
+        for place in empty:
+            rows[place] = [[self.fallback_token_id]]
+        types = None
+        if with_types:
+            segments = [encoding.type_ids or [0] for encoding in encodings]
+            types = np.fromiter(chain.from_iterable(segments), np.int8, sum(map(len, segments)))
+        lengths = np.array([sum(map(len, sequences)) for sequences in rows], np.int32)
+        flat = chain.from_iterable(chain.from_iterable(rows))
+        return TokenChunk(
+            token_ids=np.fromiter(flat, np.int32, int(lengths.sum())),
+            token_type_ids=types,
+            lengths=lengths,
+            windows_of_row=np.array([len(sequences) for sequences in rows], np.int32),
+            window_lengths=np.array([len(sequence) for sequences in rows for sequence in sequences], np.int32),
+            repeated_tokens=repeated,
+            lost_tokens=lost,
+            num_empty=len(empty),
         )
 
-    def _cut(self, source: Any, encoding: tokenizers.Encoding) -> tuple[list[list[int]], int]:
-        """The sequences that are read of a text, and how many of its tokens are in none."""
+    def _cut(self, encoding: tokenizers.Encoding) -> tuple[list[list[int]], int]:
+        """The sequences that are read of a whole text, and how many of its tokens are in none."""
         ids: list[int] = encoding.ids
-        if self.long.policy == "truncate":
-            return [ids], self._lost_tokens(source, encoding)
         if len(ids) <= self.max_length:
             return [ids], 0
         # The mask marks what the tokeniser added, not special tokens that are written out in the text.
@@ -276,12 +340,19 @@ class TextEncoder:
             return sequences, len(ids) - self.max_length
         return sequences, len(text) - ranges[-1][-1][1]
 
-    def _lost_tokens(self, source: Any, encoding: tokenizers.Encoding) -> int:
-        """Tokens that truncation cut off a text or a pair, by tokenising it again without a limit."""
-        if not encoding.overflowing:
-            return 0
-        first, second = source if isinstance(source, tuple) else (source, None)
-        return len(self._whole.encode(first, second, add_special_tokens=True).ids) - len(encoding.ids)
+    def _count_lost(
+        self, batch: list[Any], encodings: Sequence[tokenizers.Encoding], lost: npt.NDArray[np.int32]
+    ) -> None:
+        """Tokens that truncation cut off each row, into ``lost``, by tokenising those rows again without a limit."""
+        cut = [place for place, encoding in enumerate(encodings) if encoding.overflowing]
+        whole = self._whole.encode_batch_fast([batch[place] for place in cut], add_special_tokens=True)
+        for place, encoding in zip(cut, whole, strict=True):
+            lost[place] = len(encoding.ids) - len(encodings[place].ids)
+
+
+def _offsets(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """(N + 1,) where each of N rows starts, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def _replaced(tokenizer: Any, directory: Path) -> bool:

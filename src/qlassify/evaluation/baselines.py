@@ -29,13 +29,16 @@ from numpy.typing import NDArray
 from qlassify.errors import DataError
 from qlassify.evaluation.class_scores import FloatArray
 from qlassify.evaluation.metrics import Metrics, evaluate_predictions
-from qlassify.seeding import derive_seed
+from qlassify.seeding import derive_seed, numpy_generator
 
 TFIDF_NAME = "TF-IDF + logistic regression"
 
 # The weights are a dense matrix of vocabulary x classes; a million long documents would make it the largest thing in
 # the run. BANKING77 has 24 thousand one- and two-word sequences, GoEmotions 239 thousand.
 _MAX_VOCABULARY = 262_144
+# Two million rows would take gigabytes for the counts of word pairs before the vocabulary is cut, and hours to fit. A
+# bag of words learns little after the first hundred thousand rows.
+_MAX_FIT_CHARS = 20_000_000
 _C = 10.0
 _TOLERANCE = 1e-3
 _MAX_EPOCHS = 1_000
@@ -121,6 +124,8 @@ class TfidfBaseline:
     ) -> TfidfBaseline:
         """Fit on N texts; the same arguments give the same baseline bit for bit.
 
+        Where there are more than 20 million characters, on as many rows, drawn at random, as have them; a note says so.
+
         Args:
             texts: the N texts.
             targets: classes (N,) or a label matrix (N, K).
@@ -136,11 +141,17 @@ class TfidfBaseline:
         inputs = _text_columns(texts, pairs)
         if len(targets) != len(texts):
             raise DataError("texts and targets differ in length", got=len(targets), wanted=f"{len(texts)} targets")
+        chosen, notes = _sample(inputs, targets, seed), tuple[str, ...]()
+        if chosen is not None:
+            notes = (f"{TFIDF_NAME}: fitted on {len(chosen):,} of the {len(texts):,} training rows, drawn at random.",)
+            inputs, targets = [[column[row] for row in chosen] for column in inputs], targets[chosen]
         frequencies = class_frequencies(targets, num_classes, multi_label=multi_label)
         vectorizers, columns, features = _fit_vectorizers(inputs)
-        notes = tuple(_vocabulary_notes(vectorizers))
+        notes += tuple(_vocabulary_notes(vectorizers))
         if not vectorizers:
-            notes = (f"{TFIDF_NAME}: no training text holds a word of two letters; it answers with class frequencies.",)
+            notes += (
+                f"{TFIDF_NAME}: no training text holds a word of two letters; it answers with class frequencies.",
+            )
         random_state = derive_seed(seed, "tfidf-baseline") % 2**32
         fit_linear = _fit_labels if multi_label else _fit_classes
         weight, bias, num_unfinished = fit_linear(features, targets, frequencies, random_state)
@@ -188,6 +199,20 @@ class TfidfBaseline:
         metrics = evaluate_predictions(targets, probabilities, names, multi_label=self.multi_label, threshold=threshold)
         seconds = self.seconds + time.perf_counter() - started
         return Baseline(name=TFIDF_NAME, metrics=metrics, seconds=seconds, notes=self.notes)
+
+
+def _sample(inputs: Sequence[Sequence[str]], targets: NDArray[Any], seed: int) -> NDArray[np.int64] | None:
+    """Rows to fit on, ascending; None for all. A class that the draw misses comes with the first of its rows in it."""
+    if len(targets) == 0:
+        return None
+    lengths = np.sum([np.fromiter(map(len, column), np.int64, len(column)) for column in inputs], axis=0)
+    if lengths.sum() <= _MAX_FIT_CHARS:
+        return None
+    order = np.argsort(numpy_generator(seed, "tfidf-sample").random(len(targets)), kind="stable")
+    chosen = order[: max(1, int(np.searchsorted(np.cumsum(lengths[order]), _MAX_FIT_CHARS)))]
+    drawn = targets[order]
+    first = (drawn > 0).argmax(axis=0) if targets.ndim == 2 else np.unique(drawn, return_index=True)[1]
+    return np.union1d(chosen, order[first])
 
 
 def _text_columns(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Sequence[str]]:

@@ -87,6 +87,7 @@ class LabelNoise:
         skill: of the bag of words, from 0 (no better than the most frequent label) to 1.
         num_fit_rows: rows from which each fold's model learned, at most.
         num_folds: folds.
+        total_rows: training rows.
     """
 
     candidates: tuple[NoiseCandidate, ...]
@@ -95,6 +96,7 @@ class LabelNoise:
     skill: float
     num_fit_rows: int
     num_folds: int
+    total_rows: int
 
     def as_dict(self) -> dict[str, Any]:
         """For ``data.json``."""
@@ -105,11 +107,12 @@ class LabelNoise:
         if not self.candidates:
             return ()
         first = self.candidates[0]
+        judged = "" if self.num_rows == self.total_rows else f"In a sample of the {self.total_rows} training rows, "
         what = (
-            f"{share(self.num_candidates, self.num_rows)} training rows have a label that a bag of words, fitted on "
-            f"{counted(self.num_fit_rows, 'other row')}, contradicts; first of all row {first.row}, {first.excerpt!r}: "
-            f"given {' + '.join(map(repr, first.given)) or 'no label'}, the words speak for {first.suggested!r} "
-            f"({100 * first.probability:.0f} %)."
+            f"{judged}{share(self.num_candidates, self.num_rows)} training rows have a label that a bag of words, "
+            f"fitted on {counted(self.num_fit_rows, 'other row')}, contradicts; first of all row {first.row}, "
+            f"{first.excerpt!r}: given {' + '.join(map(repr, first.given)) or 'no label'}, the words speak for "
+            f"{first.suggested!r} ({100 * first.probability:.0f} %)."
         )
         do = f"Look at the {len(self.candidates)} rows that are listed; some labels will be wrong, some texts hard."
         return (Finding("label noise", INFO, what, do),)
@@ -128,7 +131,8 @@ def find_label_noise(
         seed: of the folds and the fits.
     """
     if len(np.unique(groups)) < 2 * NUM_FOLDS:
-        return LabelNoise((), 0, 0, 0.0, 0, NUM_FOLDS)
+        return LabelNoise((), 0, 0, 0.0, 0, NUM_FOLDS, len(corpus))
+    total_rows = len(corpus)
     limit = max(1, min(MAX_PROBABILITIES // len(names), int(MAX_CHARS / _mean_chars(corpus))))
     if len(corpus) > limit:
         draw = numpy_generator(seed, "label-noise-rows").random(len(corpus))
@@ -152,7 +156,7 @@ def find_label_noise(
         )
         for row in ranked[:MAX_CANDIDATES].tolist()
     )
-    return LabelNoise(candidates, len(rows), len(corpus), round(skill, 4), num_fit_rows, NUM_FOLDS)
+    return LabelNoise(candidates, len(rows), len(corpus), round(skill, 4), num_fit_rows, NUM_FOLDS, total_rows)
 
 
 def _mean_chars(corpus: Corpus) -> float:

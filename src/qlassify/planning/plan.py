@@ -16,11 +16,12 @@ share that was measured. A linear probe passes over the rows once and keeps one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError
@@ -317,9 +318,9 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def summarise(values: Iterable[int]) -> dict[str, float]:
+def summarise(values: Sequence[int] | npt.NDArray[np.int64]) -> dict[str, float]:
     """Mean, percentiles and maximum of token lengths, for ``data.json``."""
-    array = np.asarray(list(values), dtype=np.int64)
+    array = np.asarray(values, dtype=np.int64)
     if not len(array):
         return {}
     p50, p90, p99 = (int(value) for value in np.percentile(array, [50, 90, 99], method="inverted_cdf"))
