@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qlassify.config.method import LoraConfig, ProbeConfig
+from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.evaluation.predict import default_token_budget
@@ -25,8 +26,8 @@ from qlassify.planning.memory import resident_memory_bytes
 from qlassify.planning.plan import Activations, ModelShape, Plan, make_plan, make_probe_plan
 from qlassify.stepwise import StepwisePipeline
 from qlassify.training.footprint import prediction_bytes, training_bytes
-from qlassify.training.loop import Rehearsal
 from qlassify.training.order import StepOrder
+from qlassify.training.rehearsal import Rehearsal
 
 
 def make_forecast(
@@ -154,15 +155,20 @@ PREDICTION_SHARE = 0.4
 fp32 on one thread: 0.32 beside LoRA, 0.34 beside full fine-tuning, 0.42 beside IA3, 0.44 beside adapters."""
 
 
-def training_seconds(plan: Plan, rehearsal: Rehearsal, *, validation_tokens: int, evaluations_per_epoch: int) -> float:
-    """Wall time of training, from a rehearsed step: its time per token over all tokens, and the evaluations between.
+def training_seconds(plan: Plan, rehearsal: Rehearsal, *, validation_tokens: int, config: TrainingConfig) -> float:
+    """Wall time of training, from what was rehearsed: tokens, updates, the evaluations between, and checkpoints.
 
     Args:
         plan: of the run.
         rehearsal: of its steps, on this machine.
         validation_tokens: tokens of the rows that are scored.
-        evaluations_per_epoch: how often they are.
+        config: how often they are, and how often a checkpoint is written beside that.
     """
     per_token = rehearsal.seconds / max(1, rehearsal.tokens)
-    scored = validation_tokens * evaluations_per_epoch * plan.epochs
-    return per_token * (plan.tokens + PREDICTION_SHARE * scored)
+    evaluations = config.evaluations_per_epoch * plan.epochs
+    checkpoints = evaluations + plan.steps // config.checkpoint_every_steps
+    return (
+        per_token * (plan.tokens + PREDICTION_SHARE * validation_tokens * evaluations)
+        + rehearsal.update_seconds * plan.steps
+        + rehearsal.checkpoint_seconds * checkpoints
+    )

@@ -35,8 +35,8 @@ from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.inject import linear_layers
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.planning.plan import Plan, human_bytes, summarise
-from qlassify.training.loop import Rehearsal
 from qlassify.training.precision import cpu_has_fast_bf16
+from qlassify.training.rehearsal import Rehearsal
 
 Verdict = Literal["Ready", "Warnings", "Blocked"]
 
@@ -124,7 +124,7 @@ class Preparation:
             self.plan,
             rehearsal,
             validation_tokens=self.encoded["validation"].num_tokens,
-            evaluations_per_epoch=self.pipeline.run.training.evaluations_per_epoch,
+            config=self.pipeline.run.training,
         )
 
     def require_contracts(self, *, strict: bool) -> None:

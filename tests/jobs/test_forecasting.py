@@ -12,13 +12,13 @@ from torch import nn
 
 from conformance.worlds import METHODS
 from qlassify.config.method import LoraConfig, ProbeConfig
-from qlassify.config.run import RunConfig
+from qlassify.config.run import RunConfig, TrainingConfig
 from qlassify.data.labels import LabelMap
 from qlassify.data.tokenise import Encoded
 from qlassify.forecasting import PREDICTION_SHARE, make_forecast, model_shape, training_seconds
 from qlassify.planning.plan import Activations, ModelShape, make_plan
 from qlassify.stepwise import StepwisePipeline
-from qlassify.training.loop import Rehearsal
+from qlassify.training.rehearsal import Rehearsal
 from tiny_jobs import save_tokenizer
 from tiny_models import FAMILIES, save_tiny_model
 
@@ -195,7 +195,10 @@ def test_a_probe_is_planned_as_one_pass(bases: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(("scored", "evaluations"), [(0, 1), (500, 1), (500, 4)])
 def test_seconds_in_closed_form(scored: int, evaluations: int) -> None:
-    """A step of 40 tokens took 2 s, so a token takes 50 ms, and one that is only scored its share of that."""
+    """A step of 40 tokens took 2 s, so a token takes 50 ms, and one that is only scored its share of that.
+
+    Nine updates, and a checkpoint after each evaluation and after steps 4 and 8.
+    """
     shape = ModelShape(num_parameters=10, num_linear_parameters=5, bytes_per_parameter=4, hidden_size=2)
     plan = make_plan(
         shape,
@@ -206,8 +209,10 @@ def test_seconds_in_closed_form(scored: int, evaluations: int) -> None:
         steps=9,
         runtime_bytes=0,
     )
-    found = training_seconds(plan, Rehearsal(60, 40, 2.0), validation_tokens=scored, evaluations_per_epoch=evaluations)
-    assert found == pytest.approx(0.05 * (3000 + PREDICTION_SHARE * scored * evaluations * 3), rel=1e-12)
+    config = TrainingConfig(evaluations_per_epoch=evaluations, checkpoint_every_steps=4)
+    found = training_seconds(plan, Rehearsal(60, 40, 2.0, 0.25, 7.0), validation_tokens=scored, config=config)
+    tokens = 0.05 * (3000 + PREDICTION_SHARE * scored * evaluations * 3)
+    assert found == pytest.approx(tokens + 9 * 0.25 + (3 * evaluations + 2) * 7.0, rel=1e-12)
 
 
 @pytest.mark.parametrize("method", ["lora", "probe"])

@@ -34,6 +34,7 @@ from qlassify.training.events import (
     TrainingEvent,
 )
 from qlassify.training.order import StepOrder
+from qlassify.training.rehearsal import Rehearsal, checkpoint_seconds, update_seconds
 from qlassify.training.schedule import rate_factor, warmup_steps
 from qlassify.training.step import BatchResult, Stepper, Targets, restore, snapshot
 
@@ -56,21 +57,6 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.encoded)
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What trying out a run's steps came to.
-
-    Attributes:
-        heaviest_tokens: of the micro-batch that takes most memory; it fits.
-        tokens: of the step that was timed.
-        seconds: wall time of its forward and backward.
-    """
-
-    heaviest_tokens: int
-    tokens: int
-    seconds: float
 
 
 class StopRequest:
@@ -184,7 +170,7 @@ class TrainingLoop:
         )
 
     def rehearse(self) -> Rehearsal:
-        """Compute the heaviest micro-batch of the run and time an ordinary step; neither leaves a trace.
+        """Compute the heaviest micro-batch of the run and time an ordinary step and a checkpoint; none leaves a trace.
 
         A run that does not fit into memory ends here and not in its third hour, and what a step takes is known before
         the first one.
@@ -210,7 +196,15 @@ class TrainingLoop:
             ) from None
         finally:
             self._dropout_generator.set_state(state)
-        return Rehearsal(max(batch.num_tokens for batch in heaviest), tokens, seconds)
+        trained = list(self.stepper.optimizer.parameters.values())
+        count = sum(parameter.numel() for parameter in trained)
+        return Rehearsal(
+            max(batch.num_tokens for batch in heaviest),
+            tokens,
+            seconds,
+            update_seconds(count, trained[0].device),
+            checkpoint_seconds(count, None if self.store is None else self.store.directory),
+        )
 
     def _step(self) -> StepEvent | SkippedStepEvent:
         started = time.perf_counter()

@@ -118,11 +118,8 @@ class Stepper:
         gradients = [p.grad for p in parameters.values() if p.grad is not None]
         norm = math.nan
         if self._total and math.isfinite(self._loss) and gradients:
-            torch._foreach_mul_(gradients, 1 / self._total)
-            norm = float(global_norm(gradients))
+            norm = clipped_(gradients, self._total, self.clip_norm)
             if math.isfinite(norm):
-                if self.clip_norm is not None and norm > self.clip_norm:
-                    torch._foreach_mul_(gradients, self.clip_norm / norm)
                 self.optimizer.step()
         applied = math.isfinite(norm)
         result = BatchResult(self._loss / max(1, self._total), self._correct, self._total, norm, applied, self._tokens)
@@ -133,6 +130,19 @@ class Stepper:
         """Start with the next step: no gradients, nothing counted."""
         self.optimizer.clear_gradients()
         self._loss, self._correct, self._total, self._tokens = 0.0, 0, 0, 0
+
+
+def clipped_(gradients: list[Tensor], rows: int, clip_norm: float | None) -> float:
+    """Divide summed gradients by the number of rows and clip their global norm, in place.
+
+    Returns:
+        The norm before clipping; where it is not finite nothing was clipped.
+    """
+    torch._foreach_mul_(gradients, 1 / rows)
+    norm = float(global_norm(gradients))
+    if math.isfinite(norm) and clip_norm is not None and norm > clip_norm:
+        torch._foreach_mul_(gradients, clip_norm / norm)
+    return norm
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

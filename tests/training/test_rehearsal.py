@@ -1,0 +1,53 @@
+"""What comes after a step's backward is tried on stand-ins and scaled; nothing is left behind."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlassify.training import rehearsal
+from qlassify.training.checkpoint import CheckpointStore
+from qlassify.training.rehearsal import NEGLIGIBLE, SAMPLE, checkpoint_seconds, update_seconds
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock is one second after the last."""
+    ticks = itertools.count()
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: float(next(ticks)))
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("count", "wanted"), [(10, 1.0), (SAMPLE, 1.0), (3 * SAMPLE, 3.0)])
+def test_a_sample_s_update_is_scaled(count: int, wanted: float) -> None:
+    assert update_seconds(count, CPU) == wanted
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("count", "wanted"), [(0, 0.0), (NEGLIGIBLE - 1, 0.0), (NEGLIGIBLE, 1.0), (SAMPLE, 1.0), (2 * SAMPLE, 2.0)]
+)
+def test_a_sample_s_checkpoint_is_scaled_and_removed(
+    count: int, wanted: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    save = CheckpointStore.save
+
+    def noted(store: CheckpointStore, state: rehearsal.Checkpoint) -> Path:
+        path = save(store, state)
+        sizes.append(sum(file.stat().st_size for file in path.iterdir()))
+        return path
+
+    monkeypatch.setattr(CheckpointStore, "save", noted)
+    folder = tmp_path / "run" / "checkpoints"
+    assert checkpoint_seconds(count, folder) == wanted
+    # A value, two moments; beside them names and the record.
+    for size in sizes:
+        assert 12 * min(count, SAMPLE) < size < 12 * min(count, SAMPLE) + 5000
+    assert len(sizes) == (wanted > 0)
+    assert not folder.exists() or list(folder.iterdir()) == []
