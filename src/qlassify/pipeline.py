@@ -1,6 +1,7 @@
 """``ClassifyPipeline``: from a pretrained model and labelled text to a classifier, in the order things happen.
 
     from_pretrained   find and load the base model and its tokeniser
+    from_apr          the same for a model that is an APR file, with a tokeniser from anywhere
     fit               read, label, split, tokenise, train, keep the best weights
     evaluate, predict, predict_proba
     from_peft         an adapter that PEFT trained
@@ -49,6 +50,7 @@ from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.selection import require_score
 from qlassify.forecasting import make_forecast, runtime_bytes
+from qlassify.models.apr_base import is_apr_base
 from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
 from qlassify.planning.plan import Plan
@@ -102,7 +104,7 @@ class ClassifyPipeline(StepwisePipeline):
         """Load a base model.
 
         Args:
-            base: a directory, a packaged model, or a Hugging Face id.
+            base: a directory, an APR file, a packaged model, or a Hugging Face id.
             config: settings; with None, ``fit`` chooses them for the data (see ``config.recommend``).
             labels: names of the classes, when they are known before ``fit``.
 
@@ -110,15 +112,52 @@ class ClassifyPipeline(StepwisePipeline):
             ModelError: the base model cannot be found or used.
             ConfigError: the settings cannot work.
         """
-        name = os.fspath(base)
+        return cls._on_base(os.fspath(base), config, labels)
+
+    @classmethod
+    def from_apr(
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str] | None = None,
+        config: ClassifyConfig | RunConfig | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> Self:
+        """Load a base model that is an APR file (see ``docs/formats.md``).
+
+        ``from_pretrained`` takes such a file, too; here a tokeniser can be named that lies elsewhere.
+
+        Args:
+            path: the ``.apr`` file, or the manifest (``.apr.json``) of several.
+            tokenizer: a ``tokenizer.json`` or a directory; looked for beside the file when None.
+            config: settings, as in ``from_pretrained``.
+            labels: names of the classes, when they are known before ``fit``.
+
+        Raises:
+            ModelError: not such a file, a damaged one, or no tokeniser; names every place that was tried.
+            ConfigError: the settings cannot work.
+        """
+        if not is_apr_base(Path(path).expanduser()):
+            raise ModelError("not an APR file", where=path, wanted="a .apr file, or a manifest .apr.json of several")
+        return cls._on_base(os.fspath(path), config, labels, None if tokenizer is None else Path(tokenizer))
+
+    @classmethod
+    def _on_base(
+        cls,
+        name: str,
+        config: ClassifyConfig | RunConfig | None,
+        labels: Sequence[str] | None,
+        tokenizer: Path | None = None,
+    ) -> Self:
+        """A pipeline on a base model, prepared if the classes are known."""
         if isinstance(config, ClassifyConfig):
             names = tuple(labels or (str(index) for index in range(config.num_classes)))
             if len(names) != config.num_classes:
                 raise ConfigError("num_classes and the labels differ", got=len(names), wanted=config.num_classes)
-            pipeline = cls.open(name, config.to_run_config(name))
+            pipeline = cls.open(name, config.to_run_config(name), tokenizer=tokenizer)
             pipeline._given = LabelMap(names, config.multi_label)
         else:
-            pipeline = cls.open(name, config or RunConfig())
+            pipeline = cls.open(name, config or RunConfig(), tokenizer=tokenizer)
             pipeline._recommend = config is None
             pipeline._given = None if labels is None else LabelMap(tuple(labels), multi_label=False)
         pipeline._named = labels is not None

@@ -1,0 +1,194 @@
+"""A base model from one file format into another, tensor by tensor.
+
+A directory becomes an APR file with transformers' ``config.json``, the pooling and the tokeniser's settings in its
+metadata and the tokeniser beside it under the file's name, so that the file is a base model as the directory was. Back,
+an APR file becomes a directory of safetensors and ``config.json``.
+
+Only one tensor is in memory. What is lost (numbers in fewer bits, fp32 from numbers in few bits, files that have no
+place in the other format) is in the result, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, read_settings, staged
+from qlassify.errors import ConfigError, ModelError
+from qlassify.formats.apr import SUFFIX
+from qlassify.formats.apr_metadata import AprMetadata
+from qlassify.formats.apr_types import PLAIN, AprType
+from qlassify.formats.apr_writer import WRITABLE, AprTensor, write_apr
+from qlassify.formats.safetensors import SafetensorsFile, open_safetensors
+from qlassify.models.apr_base import CONFIG_KEY, POOLING_KEY, SPLIT_HALVES
+from qlassify.models.apr_tokenizer import SETTINGS_KEY
+from qlassify.models.source import ModelSource, resolve
+from qlassify.version import __version__
+
+GEOMETRY = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "vocab_size": "vocab_size",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "head_dim": "head_dim",
+}
+"""The format's key -> the one of ``config.json``."""
+Progress = Callable[[str, int, int], None]
+"""Called with a tensor's name, its number from 1 on, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What became of a model.
+
+    Attributes:
+        path: what was written.
+        tensors: how many.
+        source_bytes: of the weights as they were.
+        bytes: of the weights as they are.
+        lossy: tensors whose numbers were rounded.
+        notes: what else is not the same, in words.
+    """
+
+    path: Path
+    tensors: int
+    source_bytes: int
+    bytes: int
+    lossy: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name -> value."""
+        return {**asdict(self), "path": str(self.path), "lossy": list(self.lossy), "notes": list(self.notes)}
+
+
+def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: Progress | None = None) -> Conversion:
+    """Write a base model as an APR file, with its tokeniser beside it.
+
+    Args:
+        base: a directory, a packaged model or a Hugging Face id.
+        path: the new ``.apr`` file.
+        type: of matrices' elements: f32, f16, bf16, aprq4 or aprq8; each tensor's own when None. Vectors (norms,
+            biases) are a thousandth of a model and keep their own type in all cases.
+        progress: told of each tensor.
+
+    Raises:
+        ModelError: the base model cannot be found, read or written so.
+        ConfigError: an unknown type, or a file that is there already.
+    """
+    kind = _type(type)
+    if path.suffix != SUFFIX:
+        raise ConfigError("not the name of an APR file", where=path, wanted=f"a name that ends in {SUFFIX}")
+    source = resolve(base)
+    if source.directory.is_file():
+        raise ConfigError("an APR file already", where=base)
+    if source.quantized() is not None:
+        raise ConfigError("the base model is quantised already", where=source.directory, do="Convert the original one.")
+    _require_absent(path)
+    files = tuple(open_safetensors(one) for one in source.weight_files())
+    names = [(file, name) for file in files for name in file.entries]
+    tensors: dict[str, AprTensor] = {}
+    lossy: list[str] = []
+    for number, (file, name) in enumerate(names, 1):
+        tensors[name], rounded = _tensor(file, name, kind, _told(progress, name, number, len(names)))
+        lossy += [name] if rounded else []
+    metadata = AprMetadata.of(_metadata(source, files))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_apr(path, tensors, metadata)
+        tokenizer = source.directory / TOKENIZER
+        if tokenizer.is_file():
+            shutil.copyfile(tokenizer, path.with_name(f"{path.stem}.{TOKENIZER}"))
+    except OSError as error:
+        raise ConfigError("cannot write the file", where=path, got=error) from None
+    note = () if tokenizer.is_file() else (f"no {TOKENIZER} in {source.directory}: the file has no tokeniser",)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), note)
+
+
+def _type(name: str | None) -> AprType | None:
+    if name is None:
+        return None
+    kind = WRITABLE.get(name.lower())
+    if kind is None or not (kind.decoded.is_floating_point):
+        floats = [key for key, one in WRITABLE.items() if one.decoded.is_floating_point]
+        raise ConfigError("an unknown type", got=name, wanted=", ".join(floats))
+    return kind
+
+
+def _require_absent(path: Path) -> None:
+    if path.exists():
+        raise ConfigError("there is something already", where=path, do="Give a new name.")
+
+
+def _told(progress: Progress | None, name: str, number: int, count: int) -> Callable[[], None]:
+    def tell() -> None:
+        if progress is not None:
+            progress(name, number, count)
+
+    return tell
+
+
+def _tensor(
+    file: SafetensorsFile, name: str, kind: AprType | None, tell: Callable[[], None]
+) -> tuple[AprTensor, bool]:
+    """(the tensor to write, whether its numbers are rounded)."""
+    entry = file.entries[name]
+    own = PLAIN.get(entry.dtype)
+    wanted = kind if kind is not None and entry.dtype.is_floating_point and len(entry.shape) > 1 else own
+    if wanted is None:
+        raise ModelError("a type that APR files do not have", where=f"{file.path}: {name}", got=entry.dtype)
+
+    def read() -> torch.Tensor:
+        tell()
+        return file.read(name)
+
+    return AprTensor.later(read, entry.dtype, entry.shape, wanted), _rounds(entry.dtype, wanted)
+
+
+def _rounds(dtype: torch.dtype, kind: AprType) -> bool:
+    """Whether not every number of a type is one of the other."""
+    return kind.quantized or (torch.promote_types(dtype, kind.decoded) != kind.decoded)
+
+
+def _total(files: tuple[SafetensorsFile, ...]) -> int:
+    return sum(entry.nbytes for file in files for entry in file.entries.values())
+
+
+def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[str, Any]:
+    """The format's own keys as far as they are known, and what they cannot say under keys of ours."""
+    config = read_settings(source.directory / "config.json")
+    values: dict[str, Any] = {
+        "model_type": str(config.get("model_type", "")),
+        "architecture": config.get("model_type"),
+        "original_format": "safetensors",
+        "param_count": sum(
+            entry.nbytes // entry.dtype.itemsize for file in files for entry in file.entries.values()
+        ),
+        CONFIG_KEY: config,
+        "qlassify.version": __version__,
+    }
+    for key, theirs in GEOMETRY.items():
+        if isinstance(config.get(theirs), (int, float)) and not isinstance(config[theirs], bool):
+            values[key] = config[theirs]
+    rope = config.get("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
+    if isinstance(rope, (int, float)):
+        values |= {"rope_theta": rope, "rope_type": SPLIT_HALVES}
+    pooling, settings = source.directory / "1_Pooling" / "config.json", source.directory / SETTINGS
+    if pooling.is_file():
+        values[POOLING_KEY] = read_settings(pooling)
+    if settings.is_file():
+        values[SETTINGS_KEY] = read_settings(settings)
+        template = values[SETTINGS_KEY].get("chat_template")
+        values |= {"chat_template": template} if isinstance(template, str) else {}
+    return values
