@@ -10,16 +10,15 @@ place in the other format) is in the result, by name.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, read_settings, staged
+from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, read_settings
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.apr import SUFFIX
 from qlassify.formats.apr_metadata import AprMetadata
@@ -139,9 +138,7 @@ def _told(progress: Progress | None, name: str, number: int, count: int) -> Call
     return tell
 
 
-def _tensor(
-    file: SafetensorsFile, name: str, kind: AprType | None, tell: Callable[[], None]
-) -> tuple[AprTensor, bool]:
+def _tensor(file: SafetensorsFile, name: str, kind: AprType | None, tell: Callable[[], None]) -> tuple[AprTensor, bool]:
     """(the tensor to write, whether its numbers are rounded)."""
     entry = file.entries[name]
     own = PLAIN.get(entry.dtype)
@@ -172,9 +169,7 @@ def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[s
         "model_type": str(config.get("model_type", "")),
         "architecture": config.get("model_type"),
         "original_format": "safetensors",
-        "param_count": sum(
-            entry.nbytes // entry.dtype.itemsize for file in files for entry in file.entries.values()
-        ),
+        "param_count": sum(entry.nbytes // entry.dtype.itemsize for file in files for entry in file.entries.values()),
         CONFIG_KEY: config,
         "qlassify.version": __version__,
     }

@@ -1,4 +1,4 @@
-"""A small APR file spelled out byte by byte from the layout: the reader must find what it says, the writer must make it.
+"""A small APR file spelled out byte by byte from the layout: the reader and the writer must agree with it.
 
 Checksums were computed with zlib over the bytes below, everything else was written by hand.
 """
@@ -28,7 +28,8 @@ GOLDEN = bytes.fromhex(
     "80 00 00 00 00 00 00 00"  # index at 128
     "00 01 00 00 00 00 00 00"  # data at 256
     "d5 e2 0f b2"  # checksum of the header
-    + "00 " * 20
+    + "00 "
+    * 20
     # 64: {"model_type":"toy","hidden_size":4,"zeta":[1,2]}
     + "7b 22 6d 6f 64 65 6c 5f 74 79 70 65 22 3a 22 74 6f 79 22 2c"
     "22 68 69 64 64 65 6e 5f 73 69 7a 65 22 3a 34 2c"

@@ -57,8 +57,10 @@ def encode_apr_q4(numbers: Floats) -> Bytes:
         raise ModelError("a number is too large for AprQ4", got=float(largest.max()), wanted=f"at most {7 * MAX_HALF}")
     scales = np.where(largest > 0, largest / np.float32(7), np.float32(1)).astype(np.float16)
     # A block whose scale underflows is read as zeros whatever its codes are; those of zero are the honest ones.
-    divisors = np.where(scales.astype(np.float32) >= MIN_NORMAL_HALF, scales.astype(np.float32), np.float32(np.inf))
-    codes = (np.clip(_rounded(padded / divisors[:, None]), -8, 7) + 8).astype(np.uint8)
+    divisors: Floats = scales.astype(np.float32)
+    divisors[divisors < MIN_NORMAL_HALF] = np.inf
+    quotients: Floats = padded / divisors[:, None]
+    codes = (np.clip(_rounded(quotients), -8, 7) + 8).astype(np.uint8)
     packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
     return np.concatenate([scales.astype("<f2").view(np.uint8).reshape(-1, 2), packed], axis=1)
 

@@ -76,9 +76,7 @@ def _lz4(source: ByteSource, limit: int, where: str) -> Iterable[bytes]:
     if length > limit:
         raise _too_large(where, length, limit)
     try:
-        whole: bytes = block.decompress(
-            take(source, HEADER_BYTES + 4, packed, where=where), uncompressed_size=length
-        )
+        whole: bytes = block.decompress(take(source, HEADER_BYTES + 4, packed, where=where), uncompressed_size=length)
     except (block.LZ4BlockError, ValueError, OverflowError, MemoryError) as error:
         raise damaged(where, f"LZ4: {error}") from None
     if len(whole) != length:

@@ -15,6 +15,7 @@ anything allocated or parsed.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def require_places(header: Header, size: int, *, where: object) -> None:
         (header.data_offset, "data"),
         (size - FOOTER_BYTES, "footer"),
     )
-    for (before, first), (after, second) in zip(ends, ends[1:], strict=False):
+    for (before, first), (after, second) in itertools.pairwise(ends):
         if before > after:
             raise damaged(where, f"{second} at byte {after}, {first} at byte {before}, in a file of {size}")
 

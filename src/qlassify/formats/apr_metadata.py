@@ -110,6 +110,4 @@ def _require_type(key: str, value: Any, where: object) -> None:
         good = isinstance(value, wanted)
     if not good:
         names = {int: "a whole number", float: "a number", str: "a text", dict: "an object"}
-        raise ModelError(
-            "metadata of another type", where=f"{where}: {key}", got=str(value)[:80], wanted=names[wanted]
-        )
+        raise ModelError("metadata of another type", where=f"{where}: {key}", got=str(value)[:80], wanted=names[wanted])

@@ -27,7 +27,9 @@ _LLAMA = {
     "blk.{n}.ffn_up": "model.layers.{n}.mlp.up_proj",
     "blk.{n}.ffn_down": "model.layers.{n}.mlp.down_proj",
 }
-_PHI3 = {key: value for key, value in _LLAMA.items() if key.rpartition(".")[2] not in ("attn_q", "attn_k", "attn_v")} | {
+_PHI3 = {
+    key: value for key, value in _LLAMA.items() if key.rpartition(".")[2] not in ("attn_q", "attn_k", "attn_v")
+} | {
     "blk.{n}.attn_qkv": "model.layers.{n}.self_attn.qkv_proj",
     "blk.{n}.ffn_up": "model.layers.{n}.mlp.gate_up_proj",
 }

@@ -34,6 +34,7 @@ from qlassify.formats.apr_types import APR_Q4, APR_Q8, PLAIN, TYPES, AprType, re
 
 KEPT_FLAGS = Flags.FILTERBANK | Flags.MODEL_CARD
 """Flags that do not follow from the contents, and that a copy has if the original had them."""
+NONE = Flags(0)
 WRITABLE = {one.name.lower(): one for one in (*PLAIN.values(), APR_Q4, APR_Q8)}
 """Types that numbers can be encoded as, by name in small letters."""
 Buffer = bytes | bytearray | memoryview
@@ -77,9 +78,7 @@ class AprTensor:
         """
         kind = kind or PLAIN.get(dtype)
         if kind is None or kind not in WRITABLE.values():
-            raise ModelError(
-                "a type that is not written", got=kind.name if kind else dtype, wanted=", ".join(WRITABLE)
-            )
+            raise ModelError("a type that is not written", got=kind.name if kind else dtype, wanted=", ".join(WRITABLE))
         if kind.quantized and not dtype.is_floating_point:
             raise ModelError("only numbers with fractions are written in few bits", got=dtype, wanted="a float type")
         return cls(kind, shape, kind.flat_bytes(shape), lambda: _encoded(read(), shape, kind))
@@ -103,9 +102,7 @@ class AprTensor:
         return cls(entry.type, entry.shape, entry.nbytes, stretches)
 
 
-def write_apr(
-    path: Path, tensors: Mapping[str, AprTensor], metadata: AprMetadata, *, flags: Flags = Flags(0)
-) -> None:
+def write_apr(path: Path, tensors: Mapping[str, AprTensor], metadata: AprMetadata, *, flags: Flags = NONE) -> None:
     """Write a file.
 
     Args:
@@ -201,9 +198,9 @@ def _plan(
     for name, tensor in tensors.items():
         entries.append(pack_entry(name, tensor.type.id, tensor.shape, offset, tensor.nbytes))
         offset += _aligned(tensor.nbytes)
-        flags |= Flags.QUANTIZED if tensor.type.quantized else Flags(0)
-    flags |= Flags.HAS_VOCAB if "tokenizer.vocabulary" in metadata.custom else Flags(0)
-    flags |= Flags.SHARDED if "sharding" in metadata.typed else Flags(0)
+        flags |= Flags.QUANTIZED if tensor.type.quantized else NONE
+    flags |= Flags.HAS_VOCAB if "tokenizer.vocabulary" in metadata.custom else NONE
+    flags |= Flags.SHARDED if "sharding" in metadata.typed else NONE
     index = b"".join(entries)
     index_offset = _aligned(HEADER_BYTES + text_bytes)
     data_offset = _aligned(index_offset + len(index))

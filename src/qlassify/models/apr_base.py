@@ -259,7 +259,9 @@ def _decoder(geometry: _Geometry, *, default_dim: int | None = None) -> dict[str
     dim = geometry.number("head_dim", default_dim or hidden // heads)
     for key in ("rope_theta", "rms_norm_eps"):
         if geometry.typed.get(key, 0) <= 0:
-            raise ModelError("the geometry is not complete", where=f"{geometry.path}: {key}", got=geometry.typed.get(key))
+            raise ModelError(
+                "the geometry is not complete", where=f"{geometry.path}: {key}", got=geometry.typed.get(key)
+            )
     geometry.require("embed_tokens.weight", settings["vocab_size"], hidden)
     if geometry.shape("layers.0.self_attn.qkv_proj.weight") is not None:
         geometry.require("layers.0.self_attn.qkv_proj.weight", (heads + 2 * groups) * dim, hidden)
@@ -300,9 +302,7 @@ def _qwen3(geometry: _Geometry) -> dict[str, Any]:
 def _bert(geometry: _Geometry) -> dict[str, Any]:
     settings = _common(geometry)
     hidden = settings["hidden_size"]
-    positions, types = (
-        geometry.shape(f"embeddings.{name}_embeddings.weight") for name in ("position", "token_type")
-    )
+    positions, types = (geometry.shape(f"embeddings.{name}_embeddings.weight") for name in ("position", "token_type"))
     geometry.require("embeddings.word_embeddings.weight", settings["vocab_size"], hidden)
     geometry.require("layer.0.intermediate.dense.weight", settings["intermediate_size"], hidden)
     if not positions or not types:

@@ -20,8 +20,8 @@ from pathlib import Path
 from qlassify.data.tokenizer_files import TokenizerFiles
 from qlassify.errors import ModelError
 from qlassify.formats.apr import SUFFIX as APR_SUFFIX
-from qlassify.formats.apr_shards import MANIFEST_SUFFIX, is_manifest, shard_paths
 from qlassify.formats.apr_metadata import AprMetadata
+from qlassify.formats.apr_shards import MANIFEST_SUFFIX, is_manifest, shard_paths
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models.apr_base import is_apr_base, open_apr_base, read_apr_metadata
 from qlassify.models.apr_tokenizer import find_tokenizer, given_tokenizer
