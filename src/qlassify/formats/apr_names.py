@@ -20,13 +20,16 @@ _LLAMA = {
     "blk.{n}.attn_k": "model.layers.{n}.self_attn.k_proj",
     "blk.{n}.attn_v": "model.layers.{n}.self_attn.v_proj",
     "blk.{n}.attn_output": "model.layers.{n}.self_attn.o_proj",
-    "blk.{n}.attn_q_norm": "model.layers.{n}.self_attn.q_norm",
-    "blk.{n}.attn_k_norm": "model.layers.{n}.self_attn.k_norm",
     "blk.{n}.ffn_norm": "model.layers.{n}.post_attention_layernorm",
     "blk.{n}.ffn_gate": "model.layers.{n}.mlp.gate_proj",
     "blk.{n}.ffn_up": "model.layers.{n}.mlp.up_proj",
     "blk.{n}.ffn_down": "model.layers.{n}.mlp.down_proj",
 }
+_QWEN3 = _LLAMA | {
+    "blk.{n}.attn_q_norm": "model.layers.{n}.self_attn.q_norm",
+    "blk.{n}.attn_k_norm": "model.layers.{n}.self_attn.k_norm",
+}
+_GEMMA = {key: value for key, value in _LLAMA.items() if key != "output"}  # its output is its embedding
 _PHI3 = {
     key: value for key, value in _LLAMA.items() if key.rpartition(".")[2] not in ("attn_q", "attn_k", "attn_v")
 } | {
@@ -47,7 +50,7 @@ _BERT = {
     "blk.{n}.ffn_down": "encoder.layer.{n}.output.dense",
     "blk.{n}.layer_output_norm": "encoder.layer.{n}.output.LayerNorm",
 }
-TABLES = {"llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gemma": _LLAMA, "phi3": _PHI3, "bert": _BERT}
+TABLES = {"llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _QWEN3, "gemma": _GEMMA, "phi3": _PHI3, "bert": _BERT}
 """Architecture -> GGUF's name of a module -> transformers' name, ``{n}`` standing for the layer."""
 _LAYER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
 _GGUF = re.compile(r"token_embd\.weight|blk\.\d+\..+")

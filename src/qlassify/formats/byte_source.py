@@ -66,6 +66,9 @@ class UnpackedBytes:
     file: IO[bytes]
     size: int
 
+    def __del__(self) -> None:
+        self.file.close()
+
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill ``view`` from byte ``offset`` on; returns how many bytes were there."""
         done = 0
