@@ -30,9 +30,8 @@ _QWEN3 = _LLAMA | {
     "blk.{n}.attn_k_norm": "model.layers.{n}.self_attn.k_norm",
 }
 _GEMMA = {key: value for key, value in _LLAMA.items() if key != "output"}  # its output is its embedding
-_PHI3 = {
-    key: value for key, value in _LLAMA.items() if key.rpartition(".")[2] not in ("attn_q", "attn_k", "attn_v")
-} | {
+_FUSED = ("blk.{n}.attn_q", "blk.{n}.attn_k", "blk.{n}.attn_v", "blk.{n}.ffn_gate")
+_PHI3 = {key: value for key, value in _LLAMA.items() if key not in _FUSED} | {
     "blk.{n}.attn_qkv": "model.layers.{n}.self_attn.qkv_proj",
     "blk.{n}.ffn_up": "model.layers.{n}.mlp.gate_up_proj",
 }

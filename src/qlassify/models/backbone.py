@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -320,6 +321,7 @@ def load_model(
                     state_dict=state,
                     dtype=dtype or widest(state),
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # which ``require_whole`` refuses by name
                     **arguments,
                 )
                 return model, info, None
@@ -360,7 +362,7 @@ def load_config(directory: Path) -> Any:
             settings = dict(open_apr_base(directory).settings)
             return CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
         return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
             "not a model configuration that transformers knows",
             where=directory if directory.is_file() else directory / "config.json",
