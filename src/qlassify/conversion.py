@@ -10,23 +10,25 @@ place in the other format) is in the result, by name.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, read_settings
+from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, TokenizerFiles, read_settings, staged
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.apr import SUFFIX
 from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_types import PLAIN, AprType
 from qlassify.formats.apr_writer import WRITABLE, AprTensor, write_apr
-from qlassify.formats.safetensors import SafetensorsFile, open_safetensors
-from qlassify.models.apr_base import CONFIG_KEY, POOLING_KEY, SPLIT_HALVES
+from qlassify.formats.safetensors import SafetensorsFile, open_safetensors, write_safetensors
+from qlassify.models.apr_base import CONFIG_KEY, POOLING_KEY, SPLIT_HALVES, AprBase, is_apr_base, open_apr_base
 from qlassify.models.apr_tokenizer import SETTINGS_KEY
+from qlassify.models.quantized import WEIGHTS
 from qlassify.models.source import ModelSource, resolve
 from qlassify.version import __version__
 
@@ -42,6 +44,7 @@ GEOMETRY = {
     "head_dim": "head_dim",
 }
 """The format's key -> the one of ``config.json``."""
+VERSION_KEY = "qlassify.version"
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, its number from 1 on, and how many there are."""
 
@@ -171,7 +174,7 @@ def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[s
         "original_format": "safetensors",
         "param_count": sum(entry.nbytes // entry.dtype.itemsize for file in files for entry in file.entries.values()),
         CONFIG_KEY: config,
-        "qlassify.version": __version__,
+        VERSION_KEY: __version__,
     }
     for key, theirs in GEOMETRY.items():
         if isinstance(config.get(theirs), (int, float)) and not isinstance(config[theirs], bool):
@@ -187,3 +190,96 @@ def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[s
         template = values[SETTINGS_KEY].get("chat_template")
         values |= {"chat_template": template} if isinstance(template, str) else {}
     return values
+
+
+class _Tensors(Mapping[str, torch.Tensor]):
+    """A file's tensors as a mapping of which nothing is held: each is read whenever it is asked for."""
+
+    def __init__(self, base: AprBase, progress: Progress | None) -> None:
+        self._base = base
+        self._progress = progress
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._base.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        for number, name in enumerate(self._base.entries, 1):
+            if self._progress is not None:
+                self._progress(name, number, len(self))
+            yield name
+
+    def __len__(self) -> int:
+        return len(self._base.entries)
+
+
+def convert_to_directory(path: Path, directory: Path, *, progress: Progress | None = None) -> Conversion:
+    """Write a base model that is an APR file as a directory of safetensors, ``config.json`` and a tokeniser.
+
+    Numbers in few bits are written as the fp32 numbers that they stand for; nothing is rounded.
+
+    Args:
+        path: the file, or the manifest of several.
+        directory: the new directory.
+        progress: told of each tensor, twice: sizes are written before all numbers.
+
+    Raises:
+        ModelError: the file cannot be read as a base model.
+        ConfigError: there is something at ``directory`` already.
+    """
+    if not is_apr_base(path):
+        raise ConfigError("not an APR file", where=path, wanted="FILE.apr DIRECTORY, or DIRECTORY FILE.apr")
+    _require_absent(directory)
+    base = open_apr_base(path, verify=True)
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+        write_safetensors(partial / WEIGHTS, _Tensors(base, progress), {"format": "pt"})
+        _write_json(partial / "config.json", base.settings)
+        pooling = base.file.metadata.custom.get(POOLING_KEY)
+        if isinstance(pooling, dict):
+            (partial / "1_Pooling").mkdir()
+            _write_json(partial / "1_Pooling" / "config.json", pooling)
+        notes = _write_tokenizer(resolve(str(path)), partial)
+        partial.rename(directory)
+    except FileExistsError:
+        raise ConfigError("there is something already", where=partial, do="Remove it or give a new name.") from None
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError("cannot write the directory", where=directory, got=error) from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Conversion(
+        directory,
+        len(base.entries),
+        sum(entry.nbytes for entry in base.entries.values()),
+        _total((open_safetensors(directory / WEIGHTS),)),
+        (),
+        (*notes, *_left_behind(base)),
+    )
+
+
+def _left_behind(base: AprBase) -> list[str]:
+    """What is in an APR file and not in the directory that it becomes, in words."""
+    decoded = sorted({entry.type.name for entry in base.entries.values() if entry.type.quantized})
+    notes = [f"{name} is written as the fp32 numbers that it stands for" for name in decoded]
+    known = (CONFIG_KEY, POOLING_KEY, SETTINGS_KEY, VERSION_KEY)
+    left = [key for key in base.file.metadata.custom if key not in known]
+    return [*notes, f"metadata without a place in a directory: {', '.join(left)}"] if left else notes
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(source: ModelSource, directory: Path) -> list[str]:
+    """The tokeniser's files; without one, a note that says so."""
+    try:
+        files = source.tokenizer_files()
+    except ModelError as error:
+        return [f"{error.what}: {error.got}"]
+    assert isinstance(files, TokenizerFiles)
+    with staged(files) as folder:
+        for name in (TOKENIZER, SETTINGS):
+            shutil.copyfile(folder / name, directory / name)
+    return []
