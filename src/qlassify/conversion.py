@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from qlassify.data.tokenise import TextEncoder
 from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, TokenizerFiles, read_settings, staged
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.apr import SUFFIX
@@ -108,14 +110,28 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_apr(path, tensors, metadata)
-        tokenizer = source.directory / TOKENIZER
-        if tokenizer.is_file():
-            shutil.copyfile(tokenizer, path.with_name(f"{path.stem}.{TOKENIZER}"))
+        notes = _put_tokenizer(source.directory, path)
     except OSError as error:
         raise ConfigError("cannot write the file", where=path, got=error) from None
-    note = () if tokenizer.is_file() else (f"no {TOKENIZER} in {source.directory}: the file has no tokeniser",)
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), note)
+    return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), notes)
+
+
+def _put_tokenizer(directory: Path, path: Path) -> tuple[str, ...]:
+    """The tokeniser beside an APR file, under its name; where there is none, a note that says so."""
+    target = path.with_name(f"{path.stem}.{TOKENIZER}")
+    if (directory / TOKENIZER).is_file():
+        shutil.copyfile(directory / TOKENIZER, target)
+        return ()
+    try:
+        # From the vocabulary files of a known kind of tokeniser; 512 is of no consequence.
+        encoder = TextEncoder.load(directory, 512)
+    except ModelError as error:
+        return (f"{error.what} in {directory}: the file has none beside it",)
+    with tempfile.TemporaryDirectory(prefix="qlassify-tokenizer-") as folder:
+        encoder.save(folder)
+        shutil.copyfile(Path(folder) / TOKENIZER, target)
+    return ()
 
 
 def _type(name: str | None) -> AprType | None:

@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qlassify.artifact import HEAD, RECORD, model_folder
 from qlassify.data.tokenizer_files import read_settings
 from qlassify.errors import ModelError
 from qlassify.formats.apr import AprFile, is_apr, open_apr
 from qlassify.formats.apr_checkpoint import ADAPTER_SUFFIX, TRAINING_SUFFIX, read_checkpoint
 from qlassify.formats.apr_shards import is_manifest, open_shards
+from qlassify.formats.finite import require_finite
 from qlassify.formats.safetensors import NAMES, SafetensorsFile, open_safetensors
 from qlassify.methods.state import CONFIG_FILE, WEIGHTS_FILE
 from qlassify.models.quantized import quantized_base
@@ -227,8 +226,4 @@ def _sha256(path: Path) -> str:
 
 def _require_finite(file: AprFile | SafetensorsFile) -> None:
     for name in file.entries:
-        tensor = file.read(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
-            raise ModelError(
-                "a tensor holds numbers that are not finite", where=f"{file.path}: {name}", wanted="finite numbers"
-            )
+        require_finite(file.read(name), where=f"{file.path}: {name}")

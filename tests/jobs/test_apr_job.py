@@ -223,3 +223,22 @@ def test_looking_at_a_classifier(world: Path, tmp_path: Path) -> None:
         assert [file.path.name for file in found.files] == ["adapter_model.safetensors", "head.safetensors"]
         assert found.settings is not None
         assert found.settings["labels"] == ["beast", "fruit", "tool"]
+
+
+def test_a_tokeniser_of_vocabulary_files_goes_along(world: Path, tmp_path: Path) -> None:
+    """As older BERT directories have it."""
+    base = tmp_path / "base"
+    shutil.copytree(world / "base", base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
+    (base / "vocab.txt").write_text("\n".join(words) + "\n")
+    convert_to_apr(str(base), tmp_path / "m.apr")
+    encoded = ClassifyPipeline.from_apr(tmp_path / "m.apr").encoder.encode(TEXTS)
+    wanted = ClassifyPipeline.from_pretrained(base).encoder.encode(TEXTS)
+    np.testing.assert_array_equal(encoded.token_ids, wanted.token_ids)
+    (base / "vocab.txt").unlink()
+    result = convert_to_apr(str(base), tmp_path / "none.apr")
+    assert len(result.notes) == 1
+    assert "tokeniser" in result.notes[0]
+    assert not (tmp_path / "none.tokenizer.json").exists()

@@ -31,6 +31,7 @@ from qlassify.formats.apr_header import ALIGNMENT_BYTES, HEADER_BYTES, Flags, He
 from qlassify.formats.apr_index import MAX_DIMENSIONS, MAX_NAME_BYTES, pack_entry
 from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_types import APR_Q4, APR_Q8, PLAIN, TYPES, AprType, require_shape
+from qlassify.formats.finite import require_finite
 
 KEPT_FLAGS = Flags.FILTERBANK | Flags.MODEL_CARD
 """Flags that do not follow from the contents, and that a copy has if the original had them."""
@@ -96,7 +97,7 @@ class AprTensor:
 
         def stretches() -> Iterator[Buffer]:
             if entry.dtype.is_floating_point:
-                _require_finite(file.read(name))
+                require_finite(file.read(name))
             return file.stored(name)
 
         return cls(entry.type, entry.shape, entry.nbytes, stretches)
@@ -235,12 +236,13 @@ def _encoded(tensor: Tensor, shape: tuple[int, ...], kind: AprType) -> Iterator[
     if tuple(tensor.shape) != shape:
         raise ModelError("a tensor has another shape than was announced", got=list(tensor.shape), wanted=list(shape))
     flat = tensor.detach().cpu().contiguous().view(-1)
-    if flat.is_floating_point():
-        _require_finite(flat)
-    scale = apr_q8_scale(float(flat.abs().max()) if len(flat) else 0.0)
+    require_finite(flat)
+    scale = np.float32(1)
     if kind == APR_Q8 and len(flat):
+        largest = _largest(flat)
+        scale = apr_q8_scale(largest)
         if not np.isfinite(scale):
-            raise ModelError("a number is too large for AprQ8", got=float(flat.abs().max()))
+            raise ModelError("a number is too large for AprQ8", got=largest)
         yield struct.pack("<f", scale)
     for start in range(0, len(flat), STRETCH_ELEMENTS):
         part = flat[start : start + STRETCH_ELEMENTS]
@@ -269,18 +271,9 @@ def _converted(part: Tensor, kind: AprType) -> Tensor:
     return converted
 
 
-def _require_finite(tensor: Tensor) -> None:
-    flat = tensor.view(-1)
-    for start in range(0, len(flat), STRETCH_ELEMENTS):
-        bad = ~torch.isfinite(flat[start : start + STRETCH_ELEMENTS])
-        if bool(bad.any()):
-            position = start + int(bad.nonzero()[0])
-            raise ModelError(
-                "a tensor holds a number that is not finite",
-                got=f"{flat[position].item()} at position {position} of {len(flat)}",
-                wanted="finite numbers",
-                do="The model is damaged or diverged in training; get it again.",
-            )
+def _largest(flat: Tensor) -> float:
+    """The largest magnitude, found in stretches."""
+    return max(float(flat[at : at + STRETCH_ELEMENTS].abs().max()) for at in range(0, len(flat), STRETCH_ELEMENTS))
 
 
 def _flush_folder(folder: Path) -> None:

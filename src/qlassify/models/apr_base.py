@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qlassify.errors import ModelError
@@ -30,6 +29,7 @@ from qlassify.formats.apr_index import AprEntry
 from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_names import hf_name, in_gguf_style
 from qlassify.formats.apr_shards import AprShards, is_manifest, open_shards
+from qlassify.formats.finite import require_finite
 
 CONFIG_KEY = "qlassify.config"
 POOLING_KEY = "qlassify.pooling"
@@ -72,14 +72,7 @@ class AprBase:
             ModelError: it holds NaN or infinity (F-CKPT-013), or the file was cut short.
         """
         tensor = self.file.read(self.names[name])
-        # The sum is not finite if one number is not; no memory is taken as by a mask of them. It may also overflow.
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
-            raise ModelError(
-                "the weight holds a number that is not finite",
-                where=f"{self.file.path}: {self.names[name]}",
-                wanted="finite numbers",
-                do="The file is damaged or the model diverged in training; get it again.",
-            )
+        require_finite(tensor, where=f"{self.file.path}: {self.names[name]}")
         found = _QUERY_OR_KEY.search(name) if self.paired_heads is not None else None
         if found is None or self.paired_heads is None:
             return tensor
