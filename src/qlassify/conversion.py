@@ -28,7 +28,8 @@ from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_types import PLAIN, AprType
 from qlassify.formats.apr_writer import WRITABLE, AprTensor, write_apr
 from qlassify.formats.safetensors import SafetensorsFile, open_safetensors, write_safetensors
-from qlassify.models.apr_base import CONFIG_KEY, POOLING_KEY, SPLIT_HALVES, AprBase, is_apr_base, open_apr_base
+from qlassify.models.apr_base import POOLING_KEY, SPLIT_HALVES, AprBase, is_apr_base, open_apr_base
+from qlassify.models.apr_geometry import CONFIG_KEY
 from qlassify.models.apr_tokenizer import SETTINGS_KEY
 from qlassify.models.quantized import WEIGHTS
 from qlassify.models.source import ModelSource, resolve

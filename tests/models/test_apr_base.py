@@ -284,8 +284,22 @@ def test_fckpt_014_weights_that_do_not_fill_the_model_are_refused(
             tensors["layers.1.mlp.down_proj.weight"] = tensor[:, :-1].contiguous()
 
     path = by_geometry(bare["llama"], tmp_path / "m.apr", "llama", change=change)
-    with pytest.raises(ModelError, match="missing from its files or have another shape"):
+    with pytest.raises(ModelError, match="missing from its files"):
         load_backbone(path)
+
+
+@pytest.mark.parametrize(
+    "size", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"intermediate_size": 10**9}], ids=str
+)
+@pytest.mark.parametrize("quant", [None, QuantConfig()], ids=["plain", "low-bit"])
+def test_a_configuration_of_a_giant_takes_no_memory(
+    size: dict[str, int], quant: QuantConfig | None, bare: dict[str, Path], tmp_path: Path
+) -> None:
+    """transformers would make up what is not in the file, all of it, before anybody could refuse."""
+    config = json.loads((bare["llama"] / "config.json").read_text()) | size
+    path = by_geometry(bare["llama"], tmp_path / "m.apr", "llama", **{"qlassify.config": config})
+    with pytest.raises(ModelError, match=r"larger model|more layers than"):
+        load_backbone(path, quant=quant)
 
 
 def test_fckpt_011_a_damaged_file_is_not_loaded(bare: dict[str, Path], tmp_path: Path) -> None:

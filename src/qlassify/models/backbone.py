@@ -32,8 +32,9 @@ from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
-from qlassify.models.apr_base import is_apr_base, open_apr_base
-from qlassify.models.low_bit import QuantError, Refused, lazy_state, load_low_bit, widest
+from qlassify.models.apr_base import is_apr_base, open_apr_base, require_numbers
+from qlassify.models.lazy_tensors import load_lazily
+from qlassify.models.low_bit import QuantError, load_low_bit
 from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.quantized import quantized_base
 from qlassify.models.source import weight_files
@@ -311,20 +312,17 @@ def load_model(
         with quiet_transformers():
             if plan is not None:
                 return load_low_bit(
-                    _model_class(config, AutoModel), config, _files(directory), plan, dtype, residual_rank, **arguments
-                )
-            if is_apr_base(directory):
-                state = lazy_state(_files(directory))
-                model, info = _model_class(config, AutoModel).from_pretrained(
-                    None,
-                    config=config,
-                    state_dict=state,
-                    dtype=dtype or widest(state),
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # which ``require_whole`` refuses by name
+                    _model_class(config, AutoModel),
+                    config,
+                    _files(directory, config),
+                    plan,
+                    dtype,
+                    residual_rank,
                     **arguments,
                 )
-                return model, info, None
+            if is_apr_base(directory):
+                files = _files(directory, config)
+                return *load_lazily(_model_class(config, AutoModel), config, files, dtype, **arguments), None
             model, info = AutoModel.from_pretrained(
                 str(directory),
                 config=config,
@@ -336,16 +334,16 @@ def load_model(
                 **arguments,
             )
             return model, info, None
-    except Refused as refused:
-        raise refused.error from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
 
 
-def _files(directory: Path) -> tuple[TensorFile, ...]:
+def _files(directory: Path, config: Any) -> tuple[TensorFile, ...]:
     """A model's tensors; those of an APR file after its checksum was computed (F-CKPT-011)."""
     if is_apr_base(directory):
-        return (open_apr_base(directory, verify=True),)
+        base = open_apr_base(directory, verify=True)
+        require_numbers(base, empty_model(config, torch.float32, classifier=False))
+        return (base,)
     return tuple(open_safetensors(path) for path in weight_files(directory))
 
 

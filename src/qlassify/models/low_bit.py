@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ModelError
+from qlassify.models.lazy_tensors import Refused, lazy_state, widest
 from qlassify.models.quantized import QuantizedBase
 from qlassify.models.tensor_file import TensorFile
 from qlassify.quant.linear import LowBitLinear
@@ -35,27 +36,6 @@ from qlassify.quant.low_rank import leading_factors
 from qlassify.quant.tensor import quantize, squared_error
 
 METHOD = "qlassify"
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True)
-class LazyTensor:
-    """A tensor of a file that is read when transformers takes it, as it takes slices of its own files."""
-
-    file: TensorFile
-    name: str
-
-    def __getitem__(self, index: object) -> Tensor:
-        """The tensor; the index is always an ellipsis."""
-        try:
-            return self.file.read(self.name)
-        except ModelError as error:
-            raise Refused(error) from None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its type."""
-        return self.file.entries[self.name].dtype
 
 
 @dataclass(slots=True)
@@ -145,27 +125,6 @@ def _give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-class Refused(BaseException):
-    """Carries our error out of transformers' loader, which turns any ``Exception`` of a quantiser into a log line."""
-
-    def __init__(self, error: ModelError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def lazy_state(files: tuple[TensorFile, ...]) -> dict[str, LazyTensor]:
-    """All tensors of a checkpoint, none of which has been read."""
-    return {name: LazyTensor(file, name) for file in files for name in file.entries}
-
-
-def widest(state: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The widest floating-point type of a checkpoint, in which none of its tensors is rounded."""
-    found = {tensor.dtype for tensor in state.values()}
-    if {torch.bfloat16, torch.float16} <= found:
-        return torch.float32
-    return next((dtype for dtype in _FLOATS if dtype in found), torch.float32)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
