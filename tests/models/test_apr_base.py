@@ -230,6 +230,7 @@ def test_adjacent_pairs_become_halves() -> None:
         ({"architecture": "mamba"}, "does not say enough"),
         ({"num_layers": 3}, "other layers than the geometry says"),
         ({"num_layers": 5}, "other layers than the geometry says"),
+        ({"num_layers": 2**32 - 1}, "other layers than the geometry says"),
         ({"num_heads": 8}, "another shape than the geometry says"),
         ({"num_kv_heads": 4}, "another shape than the geometry says"),
         ({"hidden_size": 32}, "another shape than the geometry says"),
