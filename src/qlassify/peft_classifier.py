@@ -112,7 +112,7 @@ def load_peft_classifier(
     limit = limit if backbone.max_positions is None else min(limit, backbone.max_positions)
     long = _long(found)
     own_tokens = (directory / "tokenizer.json").is_file()
-    encoder = TextEncoder.load(directory if own_tokens else source.directory, limit, long)
+    encoder = TextEncoder.load(directory if own_tokens else source.tokenizer_files(), limit, long)
     record = ClassifierRecord(
         labels=names,
         multi_label=bool(found.record.get("multi_label", False)) if multi_label is None else multi_label,

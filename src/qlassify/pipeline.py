@@ -1,6 +1,7 @@
 """``ClassifyPipeline``: from a pretrained model and labelled text to a classifier, in the order things happen.
 
     from_pretrained   find and load the base model and its tokeniser
+    from_apr          the same for a model that is an APR file, with a tokeniser from anywhere
     fit               read, label, split, tokenise, train, keep the best weights
     evaluate, predict, predict_proba
     from_peft         an adapter that PEFT trained
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,38 +49,18 @@ from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.selection import require_score
 from qlassify.forecasting import make_forecast, runtime_bytes
+from qlassify.models.apr_base import is_apr_base
 from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
 from qlassify.planning.plan import Plan
 from qlassify.probing import probe_solver
 from qlassify.stepwise import StepwisePipeline, Trainable
 from qlassify.training.checkpoint import CheckpointStore
-from qlassify.training.events import EvaluationEvent, StepEvent, TrainingEndEvent
+from qlassify.training.fit_result import FitResult
 from qlassify.training.loop import StopRequest, TrainingLoop, TrainingSet
 from qlassify.training.probe import ProbeSolver
 
 LabelledText = str | os.PathLike[str] | Corpus
-
-
-@dataclass(frozen=True, slots=True)
-class FitResult:
-    """What training came to.
-
-    Attributes:
-        steps: optimiser steps taken.
-        best_step: after which step the weights that were kept stood.
-        best_score: their selection score on the validation rows.
-        metric: what that score is.
-        train_loss: mean loss of the last step.
-        evaluations: the scores of each evaluation, in order.
-    """
-
-    steps: int
-    best_step: int
-    best_score: float | None
-    metric: str
-    train_loss: float
-    evaluations: tuple[Mapping[str, float | None], ...]
 
 
 class ClassifyPipeline(StepwisePipeline):
@@ -98,33 +78,57 @@ class ClassifyPipeline(StepwisePipeline):
         config: ClassifyConfig | RunConfig | None = None,
         *,
         labels: Sequence[str] | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Load a base model.
 
         Args:
-            base: a directory, a packaged model, or a Hugging Face id.
+            base: a directory, an APR file, a packaged model, or a Hugging Face id.
             config: settings; with None, ``fit`` chooses them for the data (see ``config.recommend``).
             labels: names of the classes, when they are known before ``fit``.
+            tokenizer: a ``tokenizer.json`` or a directory in place of the base model's own.
 
         Raises:
             ModelError: the base model cannot be found or used.
             ConfigError: the settings cannot work.
         """
         name = os.fspath(base)
+        files = None if tokenizer is None else Path(tokenizer)
         if isinstance(config, ClassifyConfig):
             names = tuple(labels or (str(index) for index in range(config.num_classes)))
             if len(names) != config.num_classes:
                 raise ConfigError("num_classes and the labels differ", got=len(names), wanted=config.num_classes)
-            pipeline = cls.open(name, config.to_run_config(name))
+            pipeline = cls.open(name, config.to_run_config(name), tokenizer=files)
             pipeline._given = LabelMap(names, config.multi_label)
         else:
-            pipeline = cls.open(name, config or RunConfig())
+            pipeline = cls.open(name, config or RunConfig(), tokenizer=files)
             pipeline._recommend = config is None
             pipeline._given = None if labels is None else LabelMap(tuple(labels), multi_label=False)
         pipeline._named = labels is not None
         if pipeline._given is not None:
             pipeline.prepare(pipeline._given)
         return pipeline
+
+    @classmethod
+    def from_apr(
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str] | None = None,
+        config: ClassifyConfig | RunConfig | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+    ) -> Self:
+        """``from_pretrained`` for an ``.apr`` file, or the manifest (``.apr.json``) of several, and nothing else.
+
+        Without a ``tokenizer``, it is looked for beside the file (see ``docs/formats.md``).
+
+        Raises:
+            ModelError: not such a file, a damaged one, or no tokeniser; names every place that was tried.
+            ConfigError: the settings cannot work.
+        """
+        if not is_apr_base(Path(path).expanduser()):
+            raise ModelError("not an APR file", where=path, wanted="a .apr file, or a manifest .apr.json of several")
+        return cls.from_pretrained(path, config, labels=labels, tokenizer=tokenizer)
 
     @classmethod
     def load(
@@ -265,16 +269,7 @@ class ClassifyPipeline(StepwisePipeline):
         )
         events = list(self.training_loop(dataset, encoded).run())
         self.calibrate(dataset.validation, encoded["validation"])
-        steps = [event for event in events if isinstance(event, StepEvent)]
-        end = next(event for event in events if isinstance(event, TrainingEndEvent))
-        return FitResult(
-            steps=end.step,
-            best_step=end.best_step,
-            best_score=end.best_score,
-            metric=self.run.training.selection_metric,
-            train_loss=steps[-1].loss if steps else float("nan"),
-            evaluations=tuple(dict(event.scores) for event in events if isinstance(event, EvaluationEvent)),
-        )
+        return FitResult.of(events, self.run.training.selection_metric)
 
     def prepare_for(self, dataset: Dataset) -> Trainable:
         """Build method and head for a data set's labels, with recommended settings if none were given."""

@@ -98,14 +98,15 @@ class StepwisePipeline:
         self._merged = False
 
     @classmethod
-    def open(cls, base: str, run: RunConfig, *, weights: bool = True) -> Self:
+    def open(cls, base: str, run: RunConfig, *, weights: bool = True, tokenizer: Path | None = None) -> Self:
         """Find and load a base model and its tokeniser.
 
         Args:
-            base: a directory, a packaged model, or a Hugging Face id.
+            base: a directory, an APR file, a packaged model, or a Hugging Face id.
             run: settings.
             weights: False for a model on the meta device, which has every shape and no weights: for plans, and until
                 ``load_weights``.
+            tokenizer: a directory or a ``tokenizer.json`` in place of the base model's own.
 
         Raises:
             ModelError: the base model cannot be found or used.
@@ -116,7 +117,7 @@ class StepwisePipeline:
         run = run.replace(quant=weight_format(source, run))
         backbone = (load_base if weights else sketch_base)(source, placement, run)
         max_length = backbone.longest_text(run.model.max_length, behind=positions_before_text(run.method))
-        encoder = TextEncoder.load(source.directory, max_length, LongTexts.of(run.model))
+        encoder = TextEncoder.load(source.tokenizer_files(tokenizer), max_length, LongTexts.of(run.model))
         pooling = run.model.pooling
         if pooling == "auto":
             pooling = choose_pooling(source.directory, causal=backbone.causal)

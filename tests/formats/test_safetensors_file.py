@@ -469,3 +469,12 @@ def test_a_file_that_is_being_read_is_not_changed_under_the_reader(tmp_path: Pat
 def test_a_folder_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_safetensors(tmp_path / "no" / "a.safetensors", {"a": torch.zeros(2)}, {})
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "bare"])
+def test_a_pickle_under_the_name_is_refused(legacy: bool, tmp_path: Path) -> None:
+    """Its first eight bytes are the length of no header; nothing of it is run."""
+    path = tmp_path / "model.safetensors"
+    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        open_safetensors(path)

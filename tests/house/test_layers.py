@@ -48,6 +48,8 @@ LAYERS = {
         "peft_classifier",
         "runs",
         "quantization",
+        "conversion",
+        "inspection",
         "export",
     },
     6: {"cli", "serving", "tuning", "distributed", "estimator"},

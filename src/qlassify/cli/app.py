@@ -12,7 +12,21 @@ from typing import Annotated
 
 import typer
 
-from qlassify.cli import calibrate, compare, contracts, demo, evaluate, export, ledger, plan, predict, quantize, train
+from qlassify.cli import (
+    calibrate,
+    compare,
+    contracts,
+    convert,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    ledger,
+    plan,
+    predict,
+    quantize,
+    train,
+)
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -31,6 +45,8 @@ app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
+app.command("convert")(convert.convert)
+app.command("inspect")(inspect.inspect)
 app.command("contracts")(contracts.contracts)
 app.command("ledger")(ledger.ledger)
 app.command("demo")(demo.demo)

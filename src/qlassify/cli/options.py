@@ -25,7 +25,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder to write.", 
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)]
 Base = Annotated[
     str | None,
-    typer.Option(help="Base model: a directory, a packaged model or a Hugging Face id.", rich_help_panel=MODEL),
+    typer.Option(
+        help="Base model: a directory, an .apr file, a packaged model or an id of the hub.", rich_help_panel=MODEL
+    ),
 ]
 Pooling = Annotated[str | None, typer.Option(help="auto, last, cls or mean.", rich_help_panel=MODEL)]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", rich_help_panel=MODEL)]

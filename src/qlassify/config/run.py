@@ -71,7 +71,7 @@ class ModelConfig(Section):
     """The pretrained model and how a text becomes one vector."""
 
     base: str = DEFAULT_BASE_MODEL
-    """A directory, the name of an installed packaged model, or a Hugging Face id."""
+    """A directory, an APR file, the name of an installed packaged model, or a Hugging Face id."""
     pooling: Pooling = "auto"
     """Which hidden states make the text's vector; by architecture when auto."""
     max_length: int = pydantic.Field(default=512, ge=4)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.token_chunk import TokenChunk
+from qlassify.data.tokenizer_files import TokenizerFiles, staged
 from qlassify.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -194,13 +195,21 @@ class TextEncoder:
         return int(self.tokenizer.num_special_tokens_to_add(pair=pair))
 
     @classmethod
-    def load(cls, directory: str | Path, max_length: int, long: LongTexts | None = None) -> TextEncoder:
-        """The tokeniser files of a model directory; other arguments as the class.
+    def load(
+        cls, directory: str | Path | TokenizerFiles, max_length: int, long: LongTexts | None = None
+    ) -> TextEncoder:
+        """The tokeniser files of a model directory, or those that lie elsewhere; other arguments as the class.
 
         Raises:
             ConfigError: the limit leaves no room for what ``long`` asks for.
             ModelError: there is no tokeniser, or it has no fast version.
         """
+        if isinstance(directory, TokenizerFiles):
+            with staged(directory) as folder:
+                try:
+                    return cls.load(folder, max_length, long)
+                except ModelError as error:
+                    raise ModelError(error.what, where=directory.path, got=error.got, wanted=error.wanted) from None
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -25,9 +24,9 @@ import torch
 from torch import Tensor
 
 from qlassify.errors import ModelError
+from qlassify.formats.own_memory import own_memory
 
 MAX_HEADER_BYTES = 100_000_000
-OWN_PAGES_BYTES = 1 << 18
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -83,7 +82,7 @@ class SafetensorsFile:
             ModelError: the file has become shorter than its header says.
         """
         entry = self.entries[name]
-        flat = _own_memory(entry.nbytes)
+        flat = own_memory(entry.nbytes)
         with self.path.open("rb", buffering=0) as file:
             file.seek(entry.start)
             view, done = flat.numpy().data, 0
@@ -93,17 +92,6 @@ class SafetensorsFile:
                     raise ModelError("the file ends inside a tensor", where=f"{self.path}: {name}")
                 done += count
         return flat.view(entry.dtype).view(entry.shape)
-
-
-def _own_memory(nbytes: int) -> Tensor:
-    """Bytes to read into; large ones in pages of their own, which go back to the system the moment they are dropped.
-
-    From the heap, they would leave holes between what is kept of one tensor and of the next, and a model that is
-    converted tensor by tensor could end up holding its full size.
-    """
-    if nbytes < OWN_PAGES_BYTES:
-        return torch.empty(nbytes, dtype=torch.uint8)
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -31,10 +32,13 @@ from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
+from qlassify.models.apr_base import is_apr_base, open_apr_base, require_numbers
+from qlassify.models.lazy_tensors import load_lazily
 from qlassify.models.low_bit import QuantError, load_low_bit
 from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.quantized import quantized_base
 from qlassify.models.source import weight_files
+from qlassify.models.tensor_file import TensorFile
 from qlassify.models.valueless import AnswerNo
 from qlassify.quant.linear import low_bit_layers
 
@@ -259,7 +263,7 @@ def load_backbone(
     """Load the pretrained model of a directory, without its head.
 
     Args:
-        directory: config.json and safetensors weights, ordinary or quantised.
+        directory: config.json and safetensors weights, ordinary or quantised; or an APR file.
         dtype: floating-point type of the weights in memory and of the computation.
         device: where to put them.
         quant: the format to keep the linear layers' weights in; a quantised directory has its own.
@@ -313,10 +317,18 @@ def load_model(
     try:
         with quiet_transformers():
             if plan is not None:
-                files = tuple(open_safetensors(path) for path in weight_files(directory))
                 return load_low_bit(
-                    _model_class(config, AutoModel), config, files, plan, dtype, residual_rank, **arguments
+                    _model_class(config, AutoModel),
+                    config,
+                    _files(directory, config),
+                    plan,
+                    dtype,
+                    residual_rank,
+                    **arguments,
                 )
+            if is_apr_base(directory):
+                files = _files(directory, config)
+                return *load_lazily(_model_class(config, AutoModel), config, files, dtype, **arguments), None
             model, info = AutoModel.from_pretrained(
                 str(directory),
                 config=config,
@@ -332,20 +344,32 @@ def load_model(
         raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
 
 
+def _files(directory: Path, config: Any) -> tuple[TensorFile, ...]:
+    """A model's tensors; those of an APR file after its checksum was computed (F-CKPT-011)."""
+    if is_apr_base(directory):
+        base = open_apr_base(directory, verify=True)
+        require_numbers(base, empty_model(config, torch.float32, classifier=False))
+        return (base,)
+    return tuple(open_safetensors(path) for path in weight_files(directory))
+
+
 def load_config(directory: Path) -> Any:
-    """transformers' configuration of a model directory.
+    """transformers' configuration of a model directory, or of an APR file.
 
     Raises:
         ModelError: it is not one that transformers knows.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     try:
+        if is_apr_base(directory):
+            settings = dict(open_apr_base(directory).settings)
+            return CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
         return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ModelError(
             "not a model configuration that transformers knows",
-            where=directory / "config.json",
+            where=directory if directory.is_file() else directory / "config.json",
             got=_first_line(error),
             do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
         ) from None

@@ -28,34 +28,14 @@ from torch import Tensor, nn
 
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ModelError
-from qlassify.formats.safetensors import SafetensorsFile
+from qlassify.models.lazy_tensors import Refused, lazy_state, widest
 from qlassify.models.quantized import QuantizedBase
+from qlassify.models.tensor_file import TensorFile
 from qlassify.quant.linear import LowBitLinear
 from qlassify.quant.low_rank import leading_factors
 from qlassify.quant.tensor import quantize, squared_error
 
 METHOD = "qlassify"
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True)
-class LazyTensor:
-    """A tensor of a file that is read when transformers takes it, as it takes slices of its own files."""
-
-    file: SafetensorsFile
-    name: str
-
-    def __getitem__(self, index: object) -> Tensor:
-        """The tensor; the index is always an ellipsis."""
-        try:
-            return self.file.read(self.name)
-        except ModelError as error:
-            raise _Refused(error) from None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its type."""
-        return self.file.entries[self.name].dtype
 
 
 @dataclass(slots=True)
@@ -96,7 +76,7 @@ class _Loading:
 def load_low_bit(
     model_class: Any,
     config: Any,
-    files: tuple[SafetensorsFile, ...],
+    files: tuple[TensorFile, ...],
     plan: QuantConfig | QuantizedBase,
     dtype: torch.dtype | None,
     residual_rank: int | None = None,
@@ -119,8 +99,8 @@ def load_low_bit(
     Raises:
         ModelError: a weight holds NaN or infinity or has another shape than the model; the files have been cut short.
     """
-    state = {name: LazyTensor(file, name) for file in files for name in file.entries}
-    own = _widest(state)
+    state = lazy_state(files)
+    own = widest(state)
     error = QuantError() if isinstance(plan, QuantConfig) else QuantError(plan.relative_error**2, 1.0)
     try:
         model, info = model_class.from_pretrained(
@@ -132,7 +112,7 @@ def load_low_bit(
             output_loading_info=True,
             **extra,
         )
-    except _Refused as refused:
+    except Refused as refused:
         raise refused.error from None
     # What transformers hung on the model about its loading; the low-bit layers are plain modules and need none of it.
     model.hf_quantizer.remove_quantization_config(model)
@@ -145,22 +125,6 @@ def _give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-class _Refused(BaseException):
-    """Carries our error out of transformers' loader, which turns any ``Exception`` of a quantiser into a log line."""
-
-    def __init__(self, error: ModelError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _widest(state: Mapping[str, LazyTensor]) -> torch.dtype:
-    """The widest floating-point type of a checkpoint, in which none of its tensors is rounded."""
-    found = {tensor.dtype for tensor in state.values()}
-    if {torch.bfloat16, torch.float16} <= found:
-        return torch.float32
-    return next((dtype for dtype in _FLOATS if dtype in found), torch.float32)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -236,7 +200,7 @@ def _classes() -> tuple[Any, Any]:
                 try:
                     _quantize_into(model, name, weight, self.loading)
                 except ModelError as error:
-                    raise _Refused(error) from None
+                    raise Refused(error) from None
                 if missing_keys is not None:
                     missing_keys.discard(name)
             return {}

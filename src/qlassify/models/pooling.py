@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qlassify.errors import ModelError
+from qlassify.models.apr_base import POOLING_KEY, is_apr_base, read_apr_metadata
 from qlassify.models.packed_layout import PackedLayout
 
 PoolingMode = Literal["last", "cls", "mean"]
@@ -59,12 +60,17 @@ def choose_pooling(directory: Path, *, causal: bool) -> PoolingMode:
         ModelError: ``1_Pooling/config.json`` exists and names a pooling that is not one of ours.
     """
     path = directory / "1_Pooling" / "config.json"
-    if not path.is_file():
+    if is_apr_base(directory):
+        settings = read_apr_metadata(directory).custom.get(POOLING_KEY)
+    else:
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise ModelError("cannot read the pooling configuration", where=path, got=error) from None
+    if settings is None:
         return "last" if causal else "cls"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError("cannot read the pooling configuration", where=path, got=error) from None
+    if not isinstance(settings, dict):
+        raise ModelError("cannot read the pooling configuration", where=path, got=type(settings).__name__)
     # Version 6 of sentence-transformers writes pooling_mode; earlier ones a flag per mode.
     named = str(settings.get("pooling_mode", ""))
     flags: dict[str, PoolingMode] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}

@@ -17,8 +17,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlassify.data.tokenizer_files import TokenizerFiles
 from qlassify.errors import ModelError
+from qlassify.formats.apr import SUFFIX as APR_SUFFIX
+from qlassify.formats.apr_metadata import AprMetadata
+from qlassify.formats.apr_shards import MANIFEST_SUFFIX, is_manifest, shard_paths
 from qlassify.formats.safetensors import open_safetensors
+from qlassify.models.apr_base import is_apr_base, open_apr_base, read_apr_metadata
+from qlassify.models.apr_tokenizer import find_tokenizer, given_tokenizer
 from qlassify.models.quantized import WEIGHTS, QuantizedBase, quantized_base, verify
 
 
@@ -54,7 +60,7 @@ class ModelSource:
 
     Attributes:
         name: what the user wrote.
-        directory: the folder with config.json, weights and tokeniser.
+        directory: the folder with config.json, weights and tokeniser; or the APR file that holds the weights.
         kind: ``path``, ``package``, ``cache`` or ``hub``.
     """
 
@@ -63,7 +69,7 @@ class ModelSource:
     kind: str
 
     def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files, in the order of their names.
+        """The safetensors files in the order of their names, or the APR files.
 
         Raises:
             ModelError: there are none.
@@ -73,6 +79,20 @@ class ModelSource:
     def quantized(self) -> QuantizedBase | None:
         """What a quantised directory says of itself; None when the weights are ordinary."""
         return quantized_base(self.directory)
+
+    def tokenizer_files(self, given: Path | None = None) -> Path | TokenizerFiles:
+        """Where the tokeniser is.
+
+        Args:
+            given: what the user names: a directory or a ``tokenizer.json``; None to look where the model is.
+
+        Raises:
+            ModelError: there is none for an APR file; names every place that was tried.
+        """
+        if not is_apr_base(self.directory):
+            return self.directory if given is None else given_tokenizer(given, AprMetadata({}, {}))
+        metadata = read_apr_metadata(self.directory)
+        return find_tokenizer(self.directory, metadata) if given is None else given_tokenizer(given, metadata)
 
     def sha256(self) -> str:
         """SHA-256 of the weight files; for several, of their digests in order of name.
@@ -90,11 +110,13 @@ class ModelSource:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model directory, in the order of their names.
+    """The safetensors files of a model directory, in the order of their names; APR files in place of a directory.
 
     Raises:
         ModelError: there are none, or one that the index names is missing.
     """
+    if is_apr_base(directory):
+        return (directory, *shard_paths(directory)) if is_manifest(directory) else (directory,)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         return _shards(index)
@@ -134,7 +156,7 @@ def resolve(name: str, *, offline: bool = False) -> ModelSource:
     """Find the base model ``name``.
 
     Args:
-        name: a directory, a packaged model's name, or a Hugging Face id such as ``org/model``.
+        name: a directory, an APR file, a packaged model's name, or a Hugging Face id such as ``org/model``.
         offline: never ask the hub.
 
     Raises:
@@ -143,8 +165,16 @@ def resolve(name: str, *, offline: bool = False) -> ModelSource:
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked(ModelSource(name, path.resolve(), "path"))
-    if path.is_file() or name.startswith((".", "/", "~")):
-        raise ModelError("not a model directory", where=name, wanted="a folder with config.json and *.safetensors")
+    if is_apr_base(path):
+        open_apr_base(path.resolve())
+        return ModelSource(name, path.resolve(), "path")
+    if path.is_file() or name.startswith((".", "/", "~")) or name.endswith((APR_SUFFIX, MANIFEST_SUFFIX)):
+        raise ModelError(
+            "not a model directory",
+            where=name,
+            got=None if path.is_file() else "nothing there",
+            wanted="a folder with config.json and *.safetensors, or an .apr file",
+        )
     packaged = _packaged(name)
     if packaged is not None:
         return packaged

@@ -1,0 +1,72 @@
+"""``qlassify inspect``: what is in a model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qlassify.cli import options
+
+if TYPE_CHECKING:
+    from qlassify.inspection import FileFacts, Inspection
+
+SHOWN_CHARACTERS = 100
+"""Of a value of the metadata; vocabularies and configurations are longer than anybody reads."""
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model file (.apr, .safetensors) or a folder: model, adapter, run.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all of it: checksums, hashes, finite numbers.")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what a model file holds: versions, geometry, tensors, types, checksums. Nothing is loaded."""
+    import json as json_module
+
+    from qlassify.inspection import inspect as look_at
+
+    found = look_at(path, verify=verify)
+    if json:
+        print(json_module.dumps(found.as_dict(), ensure_ascii=False))
+        return
+    _print_summary(found)
+    for file in found.files:
+        _print_file(file, tensors=not quiet)
+
+
+def _print_summary(found: Inspection) -> None:
+    from qlassify.planning.plan import human_bytes, human_count
+
+    types = ", ".join(f"{name} {human_bytes(nbytes)}" for name, nbytes in found.bytes_by_type.items())
+    print(f"kind      {found.kind}")
+    print(f"tensors   {found.num_tensors}, {human_count(found.num_numbers)} numbers: {types or 'none'}")
+    if found.quantization is not None:
+        print(f"low-bit   {found.quantization}")
+    for key, value in (found.settings or {}).items():
+        print(f"          {key}: {_short(value)}")
+
+
+def _print_file(file: FileFacts, *, tensors: bool) -> None:
+    from qlassify.planning.plan import human_bytes
+
+    flags = f", {' '.join(file.flags)}" if file.flags else ""
+    print(f"\nfile      {file.path}: {file.format}, {human_bytes(file.bytes)}{flags}")
+    for name, value in file.checksums.items():
+        print(f"checksum  {name}: {value}")
+    for key, value in file.metadata.items():
+        print(f"metadata  {key}: {_short(value)}")
+    if tensors:
+        for tensor in file.tensors:
+            shape = " x ".join(str(size) for size in tensor.shape) or "one number"
+            print(f"{tensor.dtype:<9} {tensor.name}  {shape}  {human_bytes(tensor.bytes)}")
+
+
+def _short(value: Any) -> str:
+    # Metadata comes from outside: nothing of it may steer the terminal.
+    text = "".join(sign if sign.isprintable() else " " for sign in str(value))
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"

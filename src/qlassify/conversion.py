@@ -1,0 +1,302 @@
+"""A base model from one file format into another, tensor by tensor.
+
+A directory becomes an APR file with transformers' ``config.json``, the pooling and the tokeniser's settings in its
+metadata and the tokeniser beside it under the file's name, so that the file is a base model as the directory was. Back,
+an APR file becomes a directory of safetensors and ``config.json``.
+
+Only one tensor is in memory. What is lost (numbers in fewer bits, fp32 from numbers in few bits, files that have no
+place in the other format) is in the result, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlassify.data.tokenise import TextEncoder
+from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, TokenizerFiles, read_settings, staged
+from qlassify.errors import ConfigError, ModelError
+from qlassify.formats.apr import SUFFIX
+from qlassify.formats.apr_metadata import AprMetadata
+from qlassify.formats.apr_types import PLAIN, AprType
+from qlassify.formats.apr_writer import WRITABLE, AprTensor, write_apr
+from qlassify.formats.safetensors import SafetensorsFile, open_safetensors, write_safetensors
+from qlassify.models.apr_base import POOLING_KEY, SPLIT_HALVES, AprBase, is_apr_base, open_apr_base
+from qlassify.models.apr_geometry import CONFIG_KEY
+from qlassify.models.apr_tokenizer import SETTINGS_KEY
+from qlassify.models.quantized import WEIGHTS
+from qlassify.models.source import ModelSource, resolve
+from qlassify.version import __version__
+
+GEOMETRY = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "vocab_size": "vocab_size",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "head_dim": "head_dim",
+}
+"""The format's key -> the one of ``config.json``."""
+VERSION_KEY = "qlassify.version"
+Progress = Callable[[str, int, int], None]
+"""Called with a tensor's name, its number from 1 on, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What became of a model.
+
+    Attributes:
+        path: what was written.
+        tensors: how many.
+        source_bytes: of the weights as they were.
+        bytes: of the weights as they are.
+        lossy: tensors whose numbers were rounded.
+        notes: what else is not the same, in words.
+    """
+
+    path: Path
+    tensors: int
+    source_bytes: int
+    bytes: int
+    lossy: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name -> value."""
+        return {**asdict(self), "path": str(self.path), "lossy": list(self.lossy), "notes": list(self.notes)}
+
+
+def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: Progress | None = None) -> Conversion:
+    """Write a base model as an APR file, with its tokeniser beside it.
+
+    Args:
+        base: a directory, a packaged model or a Hugging Face id.
+        path: the new ``.apr`` file.
+        type: of matrices' elements: f32, f16, bf16, aprq4 or aprq8; each tensor's own when None. Vectors (norms,
+            biases) are a thousandth of a model and keep their own type in all cases.
+        progress: told of each tensor.
+
+    Raises:
+        ModelError: the base model cannot be found, read or written so.
+        ConfigError: an unknown type, or a file that is there already.
+    """
+    kind = _type(type)
+    if path.suffix != SUFFIX:
+        raise ConfigError("not the name of an APR file", where=path, wanted=f"a name that ends in {SUFFIX}")
+    source = resolve(base)
+    if source.directory.is_file():
+        raise ConfigError("an APR file already", where=base)
+    if source.quantized() is not None:
+        raise ConfigError("the base model is quantised already", where=source.directory, do="Convert the original one.")
+    _require_absent(path)
+    files = tuple(open_safetensors(one) for one in source.weight_files())
+    names = [(file, name) for file in files for name in file.entries]
+    tensors: dict[str, AprTensor] = {}
+    lossy: list[str] = []
+    for number, (file, name) in enumerate(names, 1):
+        tensors[name], rounded = _tensor(file, name, kind, _told(progress, name, number, len(names)))
+        lossy += [name] if rounded else []
+    metadata = AprMetadata.of(_metadata(source, files))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_apr(path, tensors, metadata)
+        notes = _put_tokenizer(source.directory, path)
+    except OSError as error:
+        raise ConfigError("cannot write the file", where=path, got=error) from None
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), notes)
+
+
+def _put_tokenizer(directory: Path, path: Path) -> tuple[str, ...]:
+    """The tokeniser beside an APR file, under its name; where there is none, a note that says so."""
+    target = path.with_name(f"{path.stem}.{TOKENIZER}")
+    if (directory / TOKENIZER).is_file():
+        shutil.copyfile(directory / TOKENIZER, target)
+        return ()
+    try:
+        # From the vocabulary files of a known kind of tokeniser; 512 is of no consequence.
+        encoder = TextEncoder.load(directory, 512)
+    except ModelError as error:
+        return (f"{error.what} in {directory}: the file has none beside it",)
+    with tempfile.TemporaryDirectory(prefix="qlassify-tokenizer-") as folder:
+        encoder.save(folder)
+        shutil.copyfile(Path(folder) / TOKENIZER, target)
+    return ()
+
+
+def _type(name: str | None) -> AprType | None:
+    if name is None:
+        return None
+    kind = WRITABLE.get(name.lower())
+    if kind is None or not (kind.decoded.is_floating_point):
+        floats = [key for key, one in WRITABLE.items() if one.decoded.is_floating_point]
+        raise ConfigError("an unknown type", got=name, wanted=", ".join(floats))
+    return kind
+
+
+def _require_absent(path: Path) -> None:
+    if path.exists():
+        raise ConfigError("there is something already", where=path, do="Give a new name.")
+
+
+def _told(progress: Progress | None, name: str, number: int, count: int) -> Callable[[], None]:
+    def tell() -> None:
+        if progress is not None:
+            progress(name, number, count)
+
+    return tell
+
+
+def _tensor(file: SafetensorsFile, name: str, kind: AprType | None, tell: Callable[[], None]) -> tuple[AprTensor, bool]:
+    """(the tensor to write, whether its numbers are rounded)."""
+    entry = file.entries[name]
+    own = PLAIN.get(entry.dtype)
+    wanted = kind if kind is not None and entry.dtype.is_floating_point and len(entry.shape) > 1 else own
+    if wanted is None:
+        raise ModelError("a type that APR files do not have", where=f"{file.path}: {name}", got=entry.dtype)
+
+    def read() -> torch.Tensor:
+        tell()
+        return file.read(name)
+
+    return AprTensor.later(read, entry.dtype, entry.shape, wanted), _rounds(entry.dtype, wanted)
+
+
+def _rounds(dtype: torch.dtype, kind: AprType) -> bool:
+    """Whether not every number of a type is one of the other."""
+    return kind.quantized or (torch.promote_types(dtype, kind.decoded) != kind.decoded)
+
+
+def _total(files: tuple[SafetensorsFile, ...]) -> int:
+    return sum(entry.nbytes for file in files for entry in file.entries.values())
+
+
+def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[str, Any]:
+    """The format's own keys as far as they are known, and what they cannot say under keys of ours."""
+    config = read_settings(source.directory / "config.json")
+    values: dict[str, Any] = {
+        "model_type": str(config.get("model_type", "")),
+        "architecture": config.get("model_type"),
+        "original_format": "safetensors",
+        "param_count": sum(entry.nbytes // entry.dtype.itemsize for file in files for entry in file.entries.values()),
+        CONFIG_KEY: config,
+        VERSION_KEY: __version__,
+    }
+    for key, theirs in GEOMETRY.items():
+        if isinstance(config.get(theirs), (int, float)) and not isinstance(config[theirs], bool):
+            values[key] = config[theirs]
+    rope = config.get("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
+    if isinstance(rope, (int, float)):
+        values |= {"rope_theta": rope, "rope_type": SPLIT_HALVES}
+    pooling, settings = source.directory / "1_Pooling" / "config.json", source.directory / SETTINGS
+    if pooling.is_file():
+        values[POOLING_KEY] = read_settings(pooling)
+    if settings.is_file():
+        values[SETTINGS_KEY] = read_settings(settings)
+        template = values[SETTINGS_KEY].get("chat_template")
+        values |= {"chat_template": template} if isinstance(template, str) else {}
+    return values
+
+
+class _Tensors(Mapping[str, torch.Tensor]):
+    """A file's tensors as a mapping of which nothing is held: each is read whenever it is asked for."""
+
+    def __init__(self, base: AprBase, progress: Progress | None) -> None:
+        self._base = base
+        self._progress = progress
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._base.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        for number, name in enumerate(self._base.entries, 1):
+            if self._progress is not None:
+                self._progress(name, number, len(self))
+            yield name
+
+    def __len__(self) -> int:
+        return len(self._base.entries)
+
+
+def convert_to_directory(path: Path, directory: Path, *, progress: Progress | None = None) -> Conversion:
+    """Write a base model that is an APR file as a directory of safetensors, ``config.json`` and a tokeniser.
+
+    Numbers in few bits are written as the fp32 numbers that they stand for; nothing is rounded.
+
+    Args:
+        path: the file, or the manifest of several.
+        directory: the new directory.
+        progress: told of each tensor, twice: sizes are written before all numbers.
+
+    Raises:
+        ModelError: the file cannot be read as a base model.
+        ConfigError: there is something at ``directory`` already.
+    """
+    if not is_apr_base(path):
+        raise ConfigError("not an APR file", where=path, wanted="FILE.apr DIRECTORY, or DIRECTORY FILE.apr")
+    _require_absent(directory)
+    base = open_apr_base(path, verify=True)
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        partial.mkdir(parents=True)
+        write_safetensors(partial / WEIGHTS, _Tensors(base, progress), {"format": "pt"})
+        _write_json(partial / "config.json", base.settings)
+        pooling = base.file.metadata.custom.get(POOLING_KEY)
+        if isinstance(pooling, dict):
+            (partial / "1_Pooling").mkdir()
+            _write_json(partial / "1_Pooling" / "config.json", pooling)
+        notes = _write_tokenizer(resolve(str(path)), partial)
+        partial.rename(directory)
+    except FileExistsError:
+        raise ConfigError("there is something already", where=partial, do="Remove it or give a new name.") from None
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError("cannot write the directory", where=directory, got=error) from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Conversion(
+        directory,
+        len(base.entries),
+        sum(entry.nbytes for entry in base.entries.values()),
+        _total((open_safetensors(directory / WEIGHTS),)),
+        (),
+        (*notes, *_left_behind(base)),
+    )
+
+
+def _left_behind(base: AprBase) -> list[str]:
+    """What is in an APR file and not in the directory that it becomes, in words."""
+    decoded = sorted({entry.type.name for entry in base.entries.values() if entry.type.quantized})
+    notes = [f"{name} is written as the fp32 numbers that it stands for" for name in decoded]
+    known = (CONFIG_KEY, POOLING_KEY, SETTINGS_KEY, VERSION_KEY)
+    left = [key for key in base.file.metadata.custom if key not in known]
+    return [*notes, f"metadata without a place in a directory: {', '.join(left)}"] if left else notes
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(source: ModelSource, directory: Path) -> list[str]:
+    """The tokeniser's files; without one, a note that says so."""
+    try:
+        files = source.tokenizer_files()
+    except ModelError as error:
+        return [f"{error.what}: {error.got}"]
+    assert isinstance(files, TokenizerFiles)
+    with staged(files) as folder:
+        for name in (TOKENIZER, SETTINGS):
+            shutil.copyfile(folder / name, directory / name)
+    return []
