@@ -86,6 +86,7 @@ def compare(arguments: argparse.Namespace, data: corpora.Labelled, model: str, b
         print(f"\nours gave {distinct} different labels")
     setting = {"data": data.name, "model": model, "rows": len(job["texts"]), "layers": arguments.layers}
     setting["max_length"] = arguments.max_length
+    setting["operations_per_token"] = operations
     print(f"\nappended to {side_by_side.append('infer_cpu', results, arguments, setting)}\n", flush=True)
 
 

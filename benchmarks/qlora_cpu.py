@@ -79,6 +79,7 @@ def compare(arguments: argparse.Namespace, data: corpora.Labelled, model: str, b
     print(side_by_side.table(results, operations_per_token=operations))
     setting = {key: job[key] for key in ("batch", "epochs", "max_length", "dropout", "learning_rate", "rank", "alpha")}
     setting |= {"data": data.name, "model": model, "rows": count, "layers": arguments.layers}
+    setting["operations_per_token"] = operations
     print(f"\nappended to {side_by_side.append('qlora_cpu', results, arguments, setting)}\n", flush=True)
 
 

@@ -96,6 +96,7 @@ def compare(arguments: argparse.Namespace, data: corpora.Labelled, model: str, b
     name = "macro F1" if data.multi_label else "accuracy"
     print(side_by_side.table(results, operations_per_token=operations, score=name))
     setting |= {"data": data.name, "model": model, "rows": rows, "layers": arguments.layers}
+    setting["operations_per_token"] = operations
     print(f"\nappended to {side_by_side.append('train_cpu', results, arguments, setting)}\n", flush=True)
 
 
