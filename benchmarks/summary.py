@@ -37,7 +37,8 @@ def heading(samples: Sequence[Record]) -> str:
     rates = [found["sample"] for found in samples if found["side"] == RATES]
     words = [str(one["data"])] if one.get("data") else []
     words.append(str(one["model"]) + (f", {one['layers']} layers" if one.get("layers") else ""))
-    words += [str(one["rows"]) + " rows"] if one.get("rows") else []
+    words += [str(one[name]) for name in ("weights", "format") if one.get(name)]
+    words += [f"{one['rows']:,} rows"] if one.get("rows") else []
     words += [f"{one['threads']} threads", str(one["date"])]
     if rates:
         middle = {name: statistics.median(rate[name] for rate in rates) / 1e9 for name in ("fp32", "bf16")}
@@ -72,8 +73,9 @@ def table(samples: Sequence[Record]) -> list[str]:
 
 def _amount(good: Sequence[Record]) -> str:
     if "rows" not in good[0]:
-        return f"{statistics.median(1 / one['seconds'] for one in good):.2f} loads"
-    return f"{statistics.median(one['rows'] / one['seconds'] for one in good):,.0f} rows"
+        return f"one in {statistics.median(one['seconds'] for one in good):.2f} s"
+    rate = statistics.median(one["rows"] / one["seconds"] for one in good)
+    return f"{rate:,.0f} rows" if rate >= 100 else f"{rate:.1f} rows"
 
 
 def _spread(ratios: Sequence[float]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import torch
 from qlassify.kernels import team
 from qlassify.kernels.compiling import OPTIONS
 from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, take, whole_at
+from qlassify.methods import dropout
+from qlassify.models import attention
 
 numba = pytest.importorskip("numba")
 
@@ -116,3 +120,26 @@ def test_several_python_threads_may_use_it() -> None:
     script = SCRIPT.format(folder=folder)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout) == [600]
+
+
+@pytest.mark.parametrize(
+    ("loader", "kernels"),
+    [(attention._text_kernels, "qlassify.kernels.attention"), (dropout._kernels, "qlassify.kernels.drop")],
+)
+def test_without_numba_torch_computes_and_it_is_said_once(
+    loader: Any, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str) -> None:
+        assert name == kernels
+        raise ImportError("NUMBA_DISABLE_JIT is set")
+
+    monkeypatch.setattr("importlib.import_module", refused)
+    with pytest.warns(UserWarning, match="plain torch.*NUMBA_DISABLE_JIT is set"):
+        assert loader.__wrapped__() is None
+
+
+def test_disabled_compilation_is_an_import_error() -> None:
+    script = "import qlassify.kernels.attention"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    assert "ImportError: NUMBA_DISABLE_JIT is set" in done.stderr
