@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from qlassify.kernels.compiling import OPTIONS
-from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, whole_at
+from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, part_done, whole_at
 from qlassify.kernels.texts import Texts
 from qlassify.kernels.vectors import (
     add_1x16,
@@ -224,6 +224,7 @@ def _forward_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _forward(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 
@@ -231,6 +232,7 @@ def _backward_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _backward(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 
