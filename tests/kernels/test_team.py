@@ -14,7 +14,7 @@ import torch
 
 from qlassify.kernels import team
 from qlassify.kernels.compiling import OPTIONS
-from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, take, whole_at
+from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, part_done, take, whole_at
 from qlassify.methods import dropout
 from qlassify.models import attention
 
@@ -32,6 +32,7 @@ def _count_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _count(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 
@@ -52,6 +53,32 @@ def test_every_place_is_visited_once(threads: int, edges: list[int]) -> None:
     wanted = np.zeros(100, np.int64)
     wanted[edges[0] : edges[-1]] = 20
     assert np.array_equal(places, wanted)
+
+
+@numba.njit(**OPTIONS)
+def _fail(numbers, first, last):  # type: ignore[no-untyped-def]
+    """Asks for more memory than there is in the last part."""
+    if last == whole_at(numbers, 0):
+        np.empty(1 << 58, np.float32)[0] = 1
+
+
+def _fail_task(data):  # type: ignore[no-untyped-def]
+    part = next_part(data)
+    while part >= 0:
+        _fail(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
+        part = next_part(data)
+
+
+FAIL = Kernel(_fail, _fail_task)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("edges", [[0, 9], [0, 3, 9], [0, 1, 2, 9]])
+def test_a_part_that_fails_is_not_taken_for_done(edges: list[int]) -> None:
+    with pytest.raises(MemoryError):
+        FAIL.run((9,), edges)
+    FAIL.run((10,), edges)
 
 
 def test_without_a_team_one_thread_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:

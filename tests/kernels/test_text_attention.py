@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,6 +175,33 @@ def test_softmax_is_right_for_small_and_for_large_scores(size: float) -> None:
         out[:, 0, :23].double(), wanted, rtol=min(error, 1.0), atol=1e-7 + min(error, 1.0) * 1e-3
     )
     torch.testing.assert_close(out.double().sum(dim=-1), torch.ones(23, 1, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+SCRIPT = """
+import numpy as np, torch
+from qlassify.kernels import attention
+texts, mask = attention.Texts.of(np.array([3, 300])), attention.Mask(False, 0)
+query, key, value, grad = torch.randn(4, 303, 2, 64, generator=torch.Generator().manual_seed(0)).unbind()
+leaves = [tensor[3:].transpose(0, 1).double().requires_grad_() for tensor in (query, key, value)]
+wanted = torch.nn.functional.scaled_dot_product_attention(*leaves, scale=0.2)
+wanted_grads = torch.autograd.grad(wanted, leaves, grad[3:].transpose(0, 1).double())
+for keep in (True, False):
+    out, kept = attention.forward(query, key, value, texts, mask, 0.2, keep=keep)
+    grads = attention.backward(grad, (query, key, value), kept, texts, mask, 0.2)
+    for found, twin in zip((out, *grads), (wanted, *wanted_grads)):
+        print(float((found[3:].transpose(0, 1) - twin).abs().max()))
+"""
+
+
+def test_what_a_kernel_works_in_is_its_own_until_it_ends() -> None:
+    """With an allocator that hands everything freed back to the system at once, so that touching it ends the process."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_PERTURB_": "165"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    errors = [float(line) for line in done.stdout.split()]
+    assert len(errors) == 8
+    # Sums of 300 products in fp32, of numbers up to about ten; memory that somebody else writes to is off by far more.
+    assert max(errors) < 1e-4
 
 
 def test_what_is_not_a_number_stays_so() -> None:

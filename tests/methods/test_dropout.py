@@ -66,6 +66,25 @@ def test_other_sizes_and_types_go_through_torch(shape: tuple[int, ...], dtype: t
     assert torch.equal(one.apply(x), one.kept(x).to(dtype))
 
 
+def test_a_target_of_another_type_or_layout_is_not_written_as_if_it_were_the_same(generator: torch.Generator) -> None:
+    x, one = torch.randn(16, 32, generator=generator), Dropout(5, 2**30)
+    wanted = one.apply(x)
+    turned = torch.zeros(32, 16).T
+    assert torch.equal(one.apply(x, out=turned), wanted)
+    assert torch.equal(one.add_to(torch.zeros(32, 16).T, x.clone()), wanted)
+    wide = one.add_to(torch.zeros(16, 32, dtype=torch.float64), x.clone())
+    assert torch.equal(wide, wanted.double())
+
+
+def test_the_largest_probability_below_one_keeps_next_to_nothing(generator: torch.Generator) -> None:
+    """Rounded to 32 bits it is one: the threshold would be zero to a kernel, and the scale has no value."""
+    one = Dropout.draw(math.nextafter(1.0, 0.0), generator)
+    assert math.isfinite(one.scale)
+    # A place is kept with a chance of 2^-32.
+    assert not one.apply(torch.ones(64, 16)).any()
+    assert not one.kept(torch.ones(64, 16)).any()
+
+
 def test_parts_on_threads_change_no_bit(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     x, one = torch.randn(37, 48, generator=generator), Dropout(99, 2**30)
     whole = one.apply(x)

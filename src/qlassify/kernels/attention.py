@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from qlassify.kernels.compiling import OPTIONS
-from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, whole_at
+from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, part_done, whole_at
 from qlassify.kernels.texts import Texts
 from qlassify.kernels.vectors import (
     add_1x16,
@@ -112,6 +112,15 @@ def _room(starts_at, first, last):  # type: ignore[no-untyped-def]
     return (longest + 15) // 16 * 16
 
 
+# numba drops an array behind the last use of its name, not at the function's end: its address alone does not keep it.
+# So what a loop works in by address is named once more behind the loop.
+
+
+@numba.njit(**OPTIONS)
+def _held(*arrays):  # type: ignore[no-untyped-def]
+    """Nothing; its arguments live until it is called."""
+
+
 # What both kernels get: query, key and value, each as address, elements from token to token and from head to head;
 # addresses of the texts' starts and of their probabilities' places; heads, query heads per key head, D, V; the factor's
 # bits, causal, window; the address of the kept probabilities, or 0. Then what is written.
@@ -134,7 +143,7 @@ def _forward(numbers, first, last):  # type: ignore[no-untyped-def]
     room = _room(starts_at, first, last)
     kt, zeros = np.empty(dim * room, np.float32), np.zeros(16, np.float32)
     spare = np.empty(0 if kept != 0 else room * room, np.float32)
-    kt_at, zeros_at = kt.ctypes.data, zeros.ctypes.data
+    kt_at, zeros_at, spare_at = kt.ctypes.data, zeros.ctypes.data, spare.ctypes.data
     one, out_row = np.float32(1), heads * value_dim
     for text in range(first, last):
         start = whole_at(starts_at, text)
@@ -144,7 +153,7 @@ def _forward(numbers, first, last):  # type: ignore[no-untyped-def]
             shared = head // groups
             if head % groups == 0:
                 _transposed(k + 4 * (k_row * start + k_head * shared), k_row, length, dim, zeros_at, kt_at, width)
-            p_at = spare.ctypes.data
+            p_at = spare_at
             if kept != 0:
                 p_at = kept + 4 * (whole_at(places_at, text) * heads + head * length * width)
             q_at = q + 4 * (q_row * start + q_head * head)
@@ -152,6 +161,7 @@ def _forward(numbers, first, last):  # type: ignore[no-untyped-def]
             v_at = v + 4 * (v_row * start + v_head * shared)
             out_at = out + 4 * (out_row * start + value_dim * head)
             _product(p_at, width, 1, v_at, v_row, out_at, out_row, length, value_dim, length, one, False)
+    _held(kt, zeros, spare)
 
 
 @numba.njit(**OPTIONS)
@@ -179,6 +189,7 @@ def _backward(numbers, first, last):  # type: ignore[no-untyped-def]
     spare = np.empty(0 if kept != 0 else room * room, np.float32)
     slopes = np.empty(room * room, np.float32)
     t_at, zeros_at, s_at = transposed.ctypes.data, zeros.ctypes.data, slopes.ctypes.data
+    spare_at = spare.ctypes.data
     one, shared_heads = np.float32(1), heads // groups
     q_columns, k_columns, v_columns = heads * dim, shared_heads * dim, shared_heads * value_dim
     for text in range(first, last):
@@ -189,7 +200,7 @@ def _backward(numbers, first, last):  # type: ignore[no-untyped-def]
             shared, later = head // groups, head % groups != 0
             q_at, k_at = q + 4 * (q_row * start + q_head * head), k + 4 * (k_row * start + k_head * shared)
             v_at, g_at = v + 4 * (v_row * start + v_head * shared), grad + 4 * (heads * start + head) * value_dim
-            p_at = spare.ctypes.data
+            p_at = spare_at
             if kept != 0:
                 p_at = kept + 4 * (whole_at(places_at, text) * heads + head * length * width)
             else:
@@ -206,12 +217,14 @@ def _backward(numbers, first, last):  # type: ignore[no-untyped-def]
             _product(s_at, width, 1, k_at, k_row, gq_at, q_columns, length, dim, length, factor, False)
             gk_at = grad_k + 4 * (k_columns * start + shared * dim)
             _product(s_at, 1, width, q_at, q_row, gk_at, k_columns, length, dim, length, factor, later)
+    _held(transposed, zeros, spare, slopes)
 
 
 def _forward_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _forward(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 
@@ -219,6 +232,7 @@ def _backward_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _backward(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from qlassify.kernels.compiling import OPTIONS
 from qlassify.kernels.counter_hash import FIRST, SECOND, SHIFTS
 from qlassify.kernels.llvm import I16, I32, I64, LANES, VF, VI, Builder, at, constant, load, splat, store
-from qlassify.kernels.team import Kernel, edge, next_part, numbers_of, whole_at
+from qlassify.kernels.team import Kernel, edge, next_part, numbers_of, part_done, whole_at
 
 PART = 1 << 15
 """Fewest elements that are worth a thread."""
@@ -104,6 +104,7 @@ def _keep_words_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _keep_words(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 
@@ -111,6 +112,7 @@ def _keep_shorts_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _keep_shorts(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 
@@ -118,6 +120,7 @@ def _add_words_task(data):  # type: ignore[no-untyped-def]
     part = next_part(data)
     while part >= 0:
         _add_words(numbers_of(data), edge(data, part), edge(data, part + 1))
+        part_done(data)
         part = next_part(data)
 
 

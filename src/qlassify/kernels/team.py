@@ -64,8 +64,8 @@ def _fp32_of(typing_context: Any, whole: Any) -> Any:
 whole_at, fp32_of = intrinsic(_whole_at), intrinsic(_fp32_of)
 
 
-# What a task gets is the address of int64 numbers: the next part; how many there are; the edges between them; then what
-# its kernel gets.
+# What a task gets is the address of int64 numbers: the next part; how many there are; how many are done; the edges
+# between them; then what its kernel gets.
 
 
 @numba.njit(**OPTIONS)
@@ -78,13 +78,19 @@ def next_part(data):  # type: ignore[no-untyped-def]
 @numba.njit(**OPTIONS)
 def edge(data, index):  # type: ignore[no-untyped-def]
     """Where a part begins, and the one before it ends."""
-    return whole_at(data, 2 + index)
+    return whole_at(data, 3 + index)
 
 
 @numba.njit(**OPTIONS)
 def numbers_of(data):  # type: ignore[no-untyped-def]
     """The address of what the kernel gets."""
-    return data + 8 * (3 + whole_at(data, 1))
+    return data + 8 * (4 + whole_at(data, 1))
+
+
+@numba.njit(**OPTIONS)
+def part_done(data):  # type: ignore[no-untyped-def]
+    """Count a part that was computed to its end."""
+    take(data + 16)
 
 
 class Kernel:
@@ -93,8 +99,8 @@ class Kernel:
     Args:
         body: numba's ``body(numbers, first, last)``; ``numbers`` is the address of int64 numbers: addresses, counts,
             strides, and the bits of fp32 numbers.
-        task: ``task(data)``, which calls the body for one ``next_part`` after the other; compiled when there are
-            parts.
+        task: ``task(data)``, which calls the body for one ``next_part`` after the other, and ``part_done`` behind
+            each; compiled when there are parts.
     """
 
     def __init__(self, body: Any, task: Callable[..., None]) -> None:
@@ -109,6 +115,9 @@ class Kernel:
         Args:
             numbers: as the body takes them.
             edges: at least two, ascending; parts must not write to the same places.
+
+        Raises:
+            MemoryError: there is none for what a part works in.
         """
         region = _region() if len(edges) > 2 else None
         if region is None:
@@ -117,8 +126,12 @@ class Kernel:
             return
         if self._address is None:
             self._address = _compiled(self._task)
-        data = np.array((0, len(edges) - 1, *edges, *numbers), dtype=np.int64)
+        parts = len(edges) - 1
+        data = np.array((0, parts, 0, *edges, *numbers), dtype=np.int64)
         region(self._address, data.ctypes.data, torch.get_num_threads(), 0)
+        if data[2] != parts:
+            # An error cannot leave a C function: numba prints it and returns. Allocating is all that can fail there.
+            raise MemoryError(f"a kernel finished {data[2]} of its {parts} parts")
 
 
 _TASKS: list[Any] = []

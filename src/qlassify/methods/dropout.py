@@ -28,7 +28,7 @@ class Dropout:
 
     Attributes:
         key: 64 bits, drawn for the call.
-        threshold: 2^32 times the probability of a zero, rounded.
+        threshold: 2^32 times the probability of a zero, rounded; below 2^32, so that something may be kept.
     """
 
     key: int
@@ -43,7 +43,7 @@ class Dropout:
             generator: on the CPU.
         """
         key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator))
-        return cls(key & 0xFFFFFFFFFFFFFFFF, round(probability * 2**32))
+        return cls(key & 0xFFFFFFFFFFFFFFFF, min(round(probability * 2**32), 2**32 - 1))
 
     @property
     def scale(self) -> float:
@@ -53,7 +53,7 @@ class Dropout:
     def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``x`` with zeros in place of what is dropped, not scaled; into ``out``, which may be ``x``, where given."""
         kernels = _kernels()
-        if kernels is not None and kernels.suits(x):
+        if kernels is not None and kernels.suits(x) and (out is None or _alike(out, x)):
             out = torch.empty_like(x) if out is None else out
             kernels.keep(x, out, self.key, self.threshold)
             return out
@@ -62,7 +62,7 @@ class Dropout:
     def add_to(self, target: Tensor, x: Tensor) -> Tensor:
         """``target`` + ``apply(x)``, in place of ``target``; ``x`` may be overwritten."""
         kernels = _kernels()
-        if kernels is not None and x.dtype == torch.float32 and kernels.suits(x) and target.is_contiguous():
+        if kernels is not None and x.dtype == torch.float32 and kernels.suits(x) and _alike(target, x):
             kernels.add(x, target, self.key, self.threshold)
             return target
         return target.add_(self.apply(x, out=x))
@@ -75,6 +75,11 @@ class Dropout:
         value = _shifted(value, SHIFTS[1]).add_(_signed(self.key >> 32)).mul_(_signed(SECOND))
         # Unsigned order is signed order after the top bit has been turned round.
         return _shifted(value, SHIFTS[2]).bitwise_xor_(-(2**31)) >= self.threshold - 2**31
+
+
+def _alike(target: Tensor, x: Tensor) -> bool:
+    """Whether a kernel that reads contiguous ``x`` may write to ``target`` element by element."""
+    return target.shape == x.shape and target.dtype == x.dtype and target.is_contiguous()
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
