@@ -29,7 +29,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PACKAGED = "minilm"
-VOCABULARY_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+VOCABULARY_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 NAMES = (PACKAGED, *SHAPES)
 
 
@@ -47,7 +54,7 @@ def make_base(name: str, folder: Path, *, layers: int | None = None, config: Pat
     if config is None and name not in SHAPES:
         return resolve(name).directory
     import torch
-    from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer
+    from transformers import CONFIG_MAPPING, AutoModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -64,7 +71,7 @@ def make_base(name: str, folder: Path, *, layers: int | None = None, config: Pat
     # Decoders are published in bf16, BERT in fp32.
     model.to(torch.bfloat16 if decoder else torch.float32).save_pretrained(folder)
     if config is None or not _copy_tokenizer(config, folder):
-        AutoTokenizer.from_pretrained(resolve(PACKAGED).directory).save_pretrained(folder)
+        _copy_tokenizer(resolve(PACKAGED).directory, folder)
     return folder
 
 

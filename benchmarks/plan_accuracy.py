@@ -36,7 +36,7 @@ def make_base(shape: str, folder: Path) -> str:
     if shape == "minilm":
         return "minilm"
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel, Qwen2Config, Qwen2Model
+    from transformers import BertConfig, BertModel, Qwen2Config, Qwen2Model
 
     from qlassify.models.source import resolve
 
@@ -51,7 +51,8 @@ def make_base(shape: str, folder: Path) -> str:
             )
         ).to(torch.bfloat16)  # fmt: skip
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(resolve("minilm").directory).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(resolve("minilm").directory / name, folder / name)
     return str(folder)
 
 

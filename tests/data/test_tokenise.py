@@ -20,6 +20,7 @@ import transformers
 from qlassify.data import tokenise
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ModelError
+from qlassify.models.source import resolve
 from tiny_jobs import save_tokenizer
 
 NAMES = [
@@ -270,3 +271,20 @@ def test_a_tokeniser_that_is_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         TextEncoder.load(tmp_path, 8)
     assert caught.value.where == str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "bert", "gpt2"])
+@pytest.mark.parametrize("named", [True, False])
+def test_another_algorithm_than_the_model_s_kind_has_is_kept(kind: str, named: bool, tmp_path: Path) -> None:
+    """WordPiece beside an architecture whose own tokeniser is not: transformers would build that one from its words."""
+    source = resolve("minilm").directory
+    shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
+    if named:
+        shutil.copyfile(source / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+    whole = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    whole.no_padding()
+    whole.no_truncation()
+    encoded = TextEncoder.load(tmp_path, 512).encode(TEXTS[:8])
+    for index, text in enumerate(TEXTS[:8]):
+        assert encoded.row(index).tolist() == whole.encode(text).ids

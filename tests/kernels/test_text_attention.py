@@ -194,7 +194,7 @@ for keep in (True, False):
 
 
 def test_what_a_kernel_works_in_is_its_own_until_it_ends() -> None:
-    """With an allocator that hands everything freed back to the system at once, so that touching it ends the process."""
+    """With an allocator that hands what is freed back to the system at once, so that touching it ends the process."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_PERTURB_": "165"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError
 from qlassify.planning.plan import (
-    ALLOCATOR_SHARE,
     Activations,
     ModelShape,
     Plan,
+    _memory,
     human_bytes,
     human_count,
     human_seconds,
@@ -56,6 +56,18 @@ def plan_of(
     )
 
 
+@pytest.mark.parametrize(
+    ("activations", "kept"), [(5000, 5000), (500_000_000, 500_000_000), (3_000_000_000, 1_000_000_000)]
+)
+def test_what_the_allocator_keeps(activations: int, kept: int) -> None:
+    """As much again up to half a gigabyte, then 0.4 GB and a fifth of it."""
+    memory = _memory(
+        shape_of(others=1000, width=4), activation_bytes=activations, runtime_bytes=0, dense_bytes=0, trained_bytes=0,
+        gradient_bytes=0, optimizer_bytes=0, best_bytes=0,
+    )  # fmt: skip
+    assert memory.allocator_bytes == kept
+
+
 def test_without_low_bit_weights_every_number_has_its_bytes() -> None:
     plan = plan_of(shape_of(others=1000, width=4), fixed_bytes=60)
     memory = plan.memory
@@ -68,9 +80,9 @@ def test_without_low_bit_weights_every_number_has_its_bytes() -> None:
     )
     # The rehearsal counts the gradients, which have a term of their own.
     assert memory.activation_bytes == 5200 - 4 * 50
-    assert memory.allocator_bytes == round(ALLOCATOR_SHARE * 5000)
+    assert memory.allocator_bytes == 5000
     assert memory.runtime_bytes == RUNTIME
-    assert plan.total_bytes == 4060 + 20 * 50 + 5000 + round(ALLOCATOR_SHARE * 5000) + RUNTIME
+    assert plan.total_bytes == 4060 + 20 * 50 + 2 * 5000 + RUNTIME
     assert (plan.steps, plan.epochs, plan.tokens, plan.heaviest_tokens) == (6, 3, 3 * 43, 20)
     assert (plan.trainable_parameters, plan.frozen_parameters, plan.dense_copy_bytes) == (50, 1000, 0)
     assert plan.train_flop == 4 * (600 + 50) * 3 * 43

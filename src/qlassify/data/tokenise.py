@@ -368,15 +368,29 @@ def _replaced(tokenizer: Any, directory: Path) -> bool:
     """Whether transformers built the tokeniser of the model's kind in place of the one that the files describe.
 
     For some kinds of model (Qwen2 among them) it does so whatever ``tokenizer.json`` holds, and a text may then come to
-    no token at all. Files that name the class that takes ``tokenizer.json`` as it is mean it.
+    no token at all, or to single letters. Files that name the class that takes ``tokenizer.json`` as it is mean it; and
+    a tokeniser of another algorithm than the file's is not the file's.
     """
-    try:
-        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    file = _json(directory / "tokenizer.json")
+    if file is None:
         return False
-    named = settings.get("tokenizer_class") if isinstance(settings, dict) else None
     as_it_is = ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return named in as_it_is and type(tokenizer).__name__ not in as_it_is and (directory / "tokenizer.json").is_file()
+    named = (_json(directory / "tokenizer_config.json") or {}).get("tokenizer_class")
+    if named in as_it_is:
+        return type(tokenizer).__name__ not in as_it_is
+    model = file.get("model")
+    algorithm = model.get("type") if isinstance(model, dict) else None
+    built = getattr(tokenizer, "backend_tokenizer", None)
+    return algorithm is not None and built is not None and type(built.model).__name__ != algorithm
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a file; None if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _fallback_token_id(tokenizer: Any) -> int:
