@@ -188,6 +188,24 @@ def test_a_damaged_entry_is_made_again_and_said(directory: Path, tmp_path: Path,
     assert entries(tmp_path) == [entry], "nothing is left lying about"
 
 
+def test_an_entry_whose_time_cannot_be_set_is_used(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of somebody else, or on a disk that is mounted to be read."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError("not the owner")
+
+    encoder = TextEncoder.load(directory, 64)
+    TokenStore(tmp_path).encode(encoder, TEXTS)
+    before = entries(tmp_path)[0].stat().st_ino
+    monkeypatch.setattr(token_store.os, "utime", refused)
+    store = TokenStore(tmp_path)
+    assert_same(store.encode(encoder, TEXTS), encoder.encode(TEXTS))
+    assert store.notes == []
+    assert [entry.stat().st_ino for entry in entries(tmp_path)] == [before]
+
+
 def test_an_entry_of_other_texts_is_not_taken(directory: Path, tmp_path: Path) -> None:
     encoder = TextEncoder.load(directory, 20)
     store = TokenStore(tmp_path)

@@ -103,10 +103,11 @@ class TokenStore:
         if entry.is_dir():
             try:
                 found = _read(entry, name)
-                os.utime(entry / _RECORD)
             except (OSError, ValueError, KeyError) as error:
                 self.notes.append(f"Stored tokens in {entry} were damaged and are made again: {error}.")
             else:
+                with contextlib.suppress(OSError):  # somebody else's, or not to be written: good all the same
+                    os.utime(entry / _RECORD)
                 if progress is not None:
                     progress(len(found))
                 return found
