@@ -71,7 +71,7 @@ def test_training_is_bitwise_that_on_the_directory(quant: Any, world: Path, tmp_
 
 
 def test_a_link_is_known_by_its_own_name(world: Path, tmp_path: Path) -> None:
-    """Stores that keep files under their hashes give out links; what a link leads to says neither kind nor tokeniser."""
+    """Stores that keep files under their hashes give out links; what these lead to says neither kind nor tokeniser."""
     shutil.copyfile(world / "base.apr", tmp_path / "3f2a")
     (tmp_path / "names").mkdir()
     link = tmp_path / "names" / "m.apr"
