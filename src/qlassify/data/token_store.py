@@ -11,8 +11,8 @@ time that a file is restored or a setting is changed.
 An entry is written in a folder beside its place, chunk by chunk, so that what is in memory does not grow with the
 rows, and is renamed when it is whole. ``entry.json`` holds the size and SHA-256 of each file and one of itself. Both
 are checked each time an entry is opened, which takes a second for 300 MB, and places are held against one another; an
-entry that does not pass is made again, and so is said. What is given out are read-only maps of the files: pages that are in use are in memory, and the system
-takes them back when it needs the room.
+entry that does not pass is made again, and so is said. What is given out are read-only maps of the files: pages that
+are in use are in memory, and the system takes them back when it needs the room.
 
 The store is bounded: after an entry was written, those that were used least recently are removed until all together
 are within ``max_bytes``. On Linux, maps of a removed entry stay valid until their process lets go of them.
