@@ -84,7 +84,7 @@ def test_names_cannot_steer_the_terminal_either(shown: tuple[str, ...], command:
     (tmp_path / "m.apr").write_bytes(RawFile((tensor,), text).pack())
     done = command("inspect", tmp_path / "m.apr", *shown)
     assert (done.code, done.err) == (0, "")
-    assert not set(done.out) & {"\x1b", "\r", "\u202e", "\x9b", "\ud800", "\udfff"}
+    assert not set(done.out) & {"\x1b", "\r", "\u202e", "\x9b", "\ud800"}
     assert "[2Jx" in done.out
     if shown:
         record = json.loads(done.out)["files"][0]
