@@ -89,7 +89,7 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
 
     Raises:
         ModelError: the base model cannot be found, read or written so.
-        ConfigError: an unknown type, or a file that is there already.
+        ConfigError: an unknown type, or the file or its tokeniser's is there already.
     """
     kind = _type(type)
     if path.suffix != SUFFIX:
@@ -99,7 +99,8 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
         raise ConfigError("an APR file already", where=base)
     if source.quantized() is not None:
         raise ConfigError("the base model is quantised already", where=source.directory, do="Convert the original one.")
-    _require_absent(path)
+    for one in (path, _tokenizer_path(path)):
+        _require_absent(one)
     files = tuple(open_safetensors(one) for one in source.weight_files())
     names = [(file, name) for file in files for name in file.entries]
     tensors: dict[str, AprTensor] = {}
@@ -118,9 +119,14 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
     return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), notes)
 
 
+def _tokenizer_path(path: Path) -> Path:
+    """Where the tokeniser of an APR file goes."""
+    return path.with_name(f"{path.stem}.{TOKENIZER}")
+
+
 def _put_tokenizer(directory: Path, path: Path) -> tuple[str, ...]:
     """The tokeniser beside an APR file, under its name; where there is none, a note that says so."""
-    target = path.with_name(f"{path.stem}.{TOKENIZER}")
+    target = _tokenizer_path(path)
     if (directory / TOKENIZER).is_file():
         shutil.copyfile(directory / TOKENIZER, target)
         return ()

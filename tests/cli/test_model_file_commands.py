@@ -10,6 +10,7 @@ from command_line import Command
 
 from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_writer import write_apr
+from reference.apr import RawFile, RawTensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,3 +73,20 @@ def test_metadata_cannot_steer_the_terminal(command: Command, tmp_path: Path) ->
     assert "\r" not in out
     assert "\u202e" not in out
     assert "(500 characters)" in out
+
+
+@pytest.mark.parametrize("shown", [(), ("--json",)])
+def test_names_cannot_steer_the_terminal_either(shown: tuple[str, ...], command: Command, tmp_path: Path) -> None:
+    """Keys of the metadata and names of tensors; half of a surrogate pair, which no terminal's encoding has."""
+    odd = "\x1b[2Jx\ry\u202e\x9b"
+    tensor = RawTensor(odd.encode(), 0, (2,), bytes(8))
+    text = json.dumps({"model_type": "toy", odd: 1, "\ud800": "\udfff"}).encode()
+    (tmp_path / "m.apr").write_bytes(RawFile((tensor,), text).pack())
+    done = command("inspect", tmp_path / "m.apr", *shown)
+    assert (done.code, done.err) == (0, "")
+    assert not set(done.out) & {"\x1b", "\r", "\u202e", "\x9b", "\ud800"}
+    assert "[2Jx" in done.out
+    if shown:
+        record = json.loads(done.out)["files"][0]
+        assert record["tensors"][0]["name"] == odd
+        assert record["metadata"]["\ud800"] == "\udfff"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -186,6 +189,85 @@ def test_a_damaged_entry_is_made_again_and_said(directory: Path, tmp_path: Path,
     assert_same(again.encode(encoder, TEXTS), wanted)
     assert again.notes == [], "what was made again is whole"
     assert entries(tmp_path) == [entry], "nothing is left lying about"
+
+
+def test_an_entry_whose_time_cannot_be_set_is_used(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of somebody else, or on a disk that is mounted to be read."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError("not the owner")
+
+    encoder = TextEncoder.load(directory, 64)
+    TokenStore(tmp_path).encode(encoder, TEXTS)
+    before = entries(tmp_path)[0].stat().st_ino
+    monkeypatch.setattr(token_store.os, "utime", refused)
+    store = TokenStore(tmp_path)
+    assert_same(store.encode(encoder, TEXTS), encoder.encode(TEXTS))
+    assert store.notes == []
+    assert [entry.stat().st_ino for entry in entries(tmp_path)] == [before]
+
+
+def forged(entry: Path, name: str, values: Sequence[int]) -> None:
+    """Another array in an entry, and the checksums that belong to it."""
+    dtype = {"offsets": "<i8", "window_offsets": "<i8", "window_lengths": "<i8"}.get(name, "<i4")
+    data = np.array(values, dtype).tobytes()
+    (entry / f"{name}.bin").write_bytes(data)
+    record = json.loads((entry / "entry.json").read_text())
+    record.pop("sha256")
+    record["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    text = json.dumps(record, sort_keys=True).encode()
+    record["sha256"] = hashlib.sha256(text).hexdigest()
+    (entry / "entry.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("offsets", [0, -5, 10**9]),
+        ("offsets", [0, 0, 15]),
+        ("offsets", [1, 5, 15]),
+        ("offsets", [0, 15]),
+        ("lost_tokens", [0]),
+        ("token_ids", [1, 2, 3]),
+        ("window_offsets", [0, 9, 3]),
+        ("window_lengths", [5, 5, 6]),
+        ("window_lengths", [5, 20, -10]),
+        ("repeated_tokens", [0, 0, 0]),
+    ],
+)
+def test_files_that_contradict_each_other_are_not_taken(
+    directory: Path, tmp_path: Path, name: str, values: list[int]
+) -> None:
+    """Also with the right checksums: compiled loops look at no bounds."""
+    encoder = TextEncoder.load(directory, 8, LongTexts("windows", 2, 4))
+    texts = [" ".join(FILLERS[:3]), " ".join(FILLERS[:8])]
+    TokenStore(tmp_path).encode(encoder, texts)
+    forged(entries(tmp_path)[0], name, values)
+    store = TokenStore(tmp_path)
+    assert_same(store.encode(encoder, texts), encoder.encode(texts))
+    assert len(store.notes) == 1
+    assert "contradict" in store.notes[0]
+
+
+def test_a_record_of_another_form_is_not_taken(directory: Path, tmp_path: Path) -> None:
+    encoder = TextEncoder.load(directory, 64)
+    TokenStore(tmp_path).encode(encoder, TEXTS)
+    path = entries(tmp_path)[0] / "entry.json"
+    record = json.loads(path.read_text()) | {"files": []}
+    record.pop("sha256")
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**record, "sha256": digest}))
+    store = TokenStore(tmp_path)
+    assert_same(store.encode(encoder, TEXTS), encoder.encode(TEXTS))
+    assert len(store.notes) == 1
+
+
+def test_a_folder_that_cannot_be_named_keeps_tokens_in_memory(directory: Path, tmp_path: Path) -> None:
+    encoder, store = TextEncoder.load(directory, 64), TokenStore(tmp_path / ("long" * 100))
+    assert_same(store.encode(encoder, TEXTS), encoder.encode(TEXTS))
+    assert len(store.notes) == 1
 
 
 def test_an_entry_of_other_texts_is_not_taken(directory: Path, tmp_path: Path) -> None:

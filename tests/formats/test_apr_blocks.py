@@ -206,3 +206,15 @@ def test_an_old_id_that_can_mean_two_types_is_refused(tmp_path: Path) -> None:
     path.write_bytes(RawFile((RawTensor(b"w", 2, (2, 256), bytes(288)),)).pack())
     with pytest.raises(ModelError, match="size is not that of its type"):
         open_apr(path)
+
+
+@pytest.mark.parametrize("kind", [Q4_K, Q6_K, Q8_0], ids=lambda kind: kind.name)
+def test_a_scale_that_is_not_finite_is_read_without_a_warning(kind: AprType, tmp_path: Path) -> None:
+    """Infinity times a code of zero; numpy would warn on standard error, and whoever loads a model refuses NaN."""
+    blocks = np.zeros((2, kind.block_bytes), np.uint8)
+    for place in (1, 3, kind.block_bytes - 1):  # the high bytes of the scales, wherever the type has them
+        blocks[:, place] = 0x7C
+    count = 2 * kind.block_elements
+    path = tmp_path / "m.apr"
+    path.write_bytes(RawFile((RawTensor(b"a", kind.id, (count,), blocks.tobytes()),)).pack())
+    assert not open_apr(path).read("a").isfinite().all()

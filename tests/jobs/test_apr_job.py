@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from qlassify import ClassifyPipeline, RunConfig, job
 from qlassify.artifact import read_record
 from qlassify.conversion import convert_to_apr, convert_to_directory
+from qlassify.data.tokenizer_files import TokenizerFiles
 from qlassify.errors import ConfigError, ModelError
 from qlassify.export.exporting import export_classifier
 from qlassify.formats.apr import open_apr
 from qlassify.inspection import inspect
+from qlassify.models.source import resolve
 from qlassify.quantization import quantize_model
 from tiny_jobs import job_settings, make_rows, model_bytes, save_tiny_base, write_table
 
@@ -66,6 +68,28 @@ def test_training_is_bitwise_that_on_the_directory(quant: Any, world: Path, tmp_
         assert (tmp_path / "base.apr" / name).read_bytes() == (tmp_path / "base" / name).read_bytes(), name
     record = read_record(tmp_path / "base.apr")
     assert record.base_model == str(world / "base.apr")
+
+
+def test_a_link_is_known_by_its_own_name(world: Path, tmp_path: Path) -> None:
+    """Stores that keep files under their hashes give out links; what these lead to says neither kind nor tokeniser."""
+    shutil.copyfile(world / "base.apr", tmp_path / "3f2a")
+    (tmp_path / "names").mkdir()
+    link = tmp_path / "names" / "m.apr"
+    link.symlink_to(tmp_path / "3f2a")
+    shutil.copyfile(world / "base.tokenizer.json", tmp_path / "names" / "m.tokenizer.json")
+    source = resolve(str(link))
+    assert source.weight_files() == (link,)
+    assert source.sha256() == resolve(str(world / "base.apr")).sha256()
+    assert isinstance(source.tokenizer_files(), TokenizerFiles)
+
+
+def test_a_tokeniser_that_lies_there_is_not_written_over(world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "m.tokenizer.json"
+    other.write_text("{}")
+    with pytest.raises(ConfigError, match="already"):
+        convert_to_apr(str(world / "base"), tmp_path / "m.apr")
+    assert other.read_text() == "{}"
+    assert not (tmp_path / "m.apr").exists()
 
 
 def test_a_saved_classifier_refuses_another_file(world: Path, tmp_path: Path) -> None:

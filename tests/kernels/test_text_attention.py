@@ -20,6 +20,7 @@ from qlassify.kernels.attention import Mask
 from qlassify.kernels.texts import Texts
 from qlassify.models import attention as packed
 from qlassify.models.packed_layout import PackedLayout
+from qlassify.training.footprint import live_bytes
 from reference.attention import attend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -224,6 +225,23 @@ def test_the_meta_device_gets_shapes() -> None:
     assert kept.numel() == 4 * (5 * 16 + 9 * 16)
 
 
+@pytest.mark.parametrize(("keep", "forward", "backward"), [(True, 0, 1), (False, 1, 2)])
+def test_the_meta_device_counts_what_the_threads_work_in(
+    keep: bool, forward: int, backward: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what is returned: matrices of 304 x 304 scores and 304 x 32 transposed numbers for each of two threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    case = Case((300, 290, 300), 2, 2, 16, 32, True, 0, 1)
+    query, key, value, grad = (tensor.to("meta") for tensor in case.tensors())
+    with live_bytes() as live:
+        out, kept = attention.forward(query, key, value, case.texts, case.mask, 0.2, keep=keep)
+    returned = 4 * (out.numel() + (0 if kept is None else kept.numel()))
+    assert live.peak - returned == 4 * 2 * (forward * 304 * 304 + 304 * 32)
+    with live_bytes() as live:
+        grads = attention.backward(grad, (query, key, value), kept, case.texts, case.mask, 0.2)
+    assert live.peak - 4 * sum(one.numel() for one in grads) == 4 * 2 * (backward * 304 * 304 + 304 * 32)
+
+
 def run(layout: PackedLayout, *, dtype: torch.dtype = torch.float32, softcap: float | None = None) -> Tensor:
     """Packed attention as transformers calls it."""
     module = torch.nn.Module()
@@ -243,7 +261,8 @@ def made_rectangles(layout: PackedLayout) -> bool:
 @pytest.mark.parametrize(
     ("dtype", "softcap", "longest", "by_text"),
     [
-        (torch.float32, None, 300, True),
+        (torch.float32, None, 2048, True),
+        (torch.float32, None, 2049, False),
         (torch.float32, 2.0, 20, False),
         (torch.bfloat16, None, 128, True),
         (torch.bfloat16, None, 129, False),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qlassify.errors import CheckpointError
 from qlassify.training import rehearsal
 from qlassify.training.checkpoint import CheckpointStore
 from qlassify.training.rehearsal import NEGLIGIBLE, SAMPLE, checkpoint_seconds, update_seconds
@@ -51,3 +52,12 @@ def test_a_sample_s_checkpoint_is_scaled_and_removed(
         assert 12 * min(count, SAMPLE) < size < 12 * min(count, SAMPLE) + 5000
     assert len(sizes) == (wanted > 0)
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "run/checkpoints"])
+def test_a_folder_that_cannot_be_made_is_said_as_our_error(below: str, tmp_path: Path) -> None:
+    """Also for root, for whom every folder can be written: a file stands in the way."""
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(CheckpointError, match="file"):
+        checkpoint_seconds(NEGLIGIBLE, file / below)

@@ -32,7 +32,8 @@ def inspect(
 
     found = look_at(path, verify=verify)
     if json:
-        print(json_module.dumps(found.as_dict(), ensure_ascii=False))
+        # Escaped, unlike elsewhere: names come from outside, and some have no form in a terminal's encoding.
+        print(json_module.dumps(found.as_dict()))
         return
     _print_summary(found)
     for file in found.files:
@@ -48,7 +49,7 @@ def _print_summary(found: Inspection) -> None:
     if found.quantization is not None:
         print(f"low-bit   {found.quantization}")
     for key, value in (found.settings or {}).items():
-        print(f"          {key}: {_short(value)}")
+        print(f"          {_short(key)}: {_short(value)}")
 
 
 def _print_file(file: FileFacts, *, tensors: bool) -> None:
@@ -59,14 +60,18 @@ def _print_file(file: FileFacts, *, tensors: bool) -> None:
     for name, value in file.checksums.items():
         print(f"checksum  {name}: {value}")
     for key, value in file.metadata.items():
-        print(f"metadata  {key}: {_short(value)}")
+        print(f"metadata  {_short(key)}: {_short(value)}")
     if tensors:
         for tensor in file.tensors:
             shape = " x ".join(str(size) for size in tensor.shape) or "one number"
-            print(f"{tensor.dtype:<9} {tensor.name}  {shape}  {human_bytes(tensor.bytes)}")
+            print(f"{tensor.dtype:<9} {_printable(tensor.name)}  {shape}  {human_bytes(tensor.bytes)}")
+
+
+def _printable(text: str) -> str:
+    # What a file holds comes from outside: nothing of it may steer the terminal.
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _short(value: Any) -> str:
-    # Metadata comes from outside: nothing of it may steer the terminal.
-    text = "".join(sign if sign.isprintable() else " " for sign in str(value))
+    text = _printable(str(value))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"

@@ -10,9 +10,9 @@ time that a file is restored or a setting is changed.
 
 An entry is written in a folder beside its place, chunk by chunk, so that what is in memory does not grow with the
 rows, and is renamed when it is whole. ``entry.json`` holds the size and SHA-256 of each file and one of itself. Both
-are checked each time an entry is opened, which takes a second for 300 MB; an entry that does not pass is made again,
-and so is said. What is given out are read-only maps of the files: pages that are in use are in memory, and the system
-takes them back when it needs the room.
+are checked each time an entry is opened, which takes a second for 300 MB, and places are held against one another; an
+entry that does not pass is made again, and so is said. What is given out are read-only maps of the files: pages that
+are in use are in memory, and the system takes them back when it needs the room.
 
 The store is bounded: after an entry was written, those that were used least recently are removed until all together
 are within ``max_bytes``. On Linux, maps of a removed entry stay valid until their process lets go of them.
@@ -31,7 +31,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,13 +100,14 @@ class TokenStore:
         encoder.long.require_single(pair=pairs is not None)
         name = content_name(encoder, texts, pairs)
         entry = self.folder / name
-        if entry.is_dir():
+        if os.path.isdir(entry):  # Path.is_dir raises where the folder cannot be looked into
             try:
                 found = _read(entry, name)
-                os.utime(entry / _RECORD)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 self.notes.append(f"Stored tokens in {entry} were damaged and are made again: {error}.")
             else:
+                with contextlib.suppress(OSError):  # somebody else's, or not to be written: good all the same
+                    os.utime(entry / _RECORD)
                 if progress is not None:
                     progress(len(found))
                 return found
@@ -252,7 +253,8 @@ def _read(entry: Path, name: str) -> Encoded:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is not the one that was written.
+        ValueError: a file is not the one that was written, or the files contradict each other.
+        KeyError, TypeError, AttributeError: a record with a right checksum that has another form.
     """
     record = _record(entry, name)
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -270,6 +272,7 @@ def _read(entry: Path, name: str) -> Encoded:
     windows = None
     if _WINDOWS[0] in arrays:
         windows = Windows(*(arrays[part] for part in _WINDOWS))
+    _require_in_step(arrays, record["num_rows"])
     return Encoded(
         token_ids=arrays["token_ids"],
         offsets=arrays["offsets"],
@@ -278,6 +281,32 @@ def _read(entry: Path, name: str) -> Encoded:
         num_empty=record["num_empty"],
         windows=windows,
     )
+
+
+def _require_in_step(arrays: Mapping[str, npt.NDArray[Any]], num_rows: int) -> None:
+    """Hold rows, windows and tokens against one another.
+
+    Whoever can write to the folder can make checksums, too. Places outside the tokens must not get as far as compiled
+    loops, which look at no bounds.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    offsets, tokens = arrays["offsets"], arrays["token_ids"]
+    good = len(offsets) == num_rows + 1 and len(arrays["lost_tokens"]) == num_rows
+    good = good and _rise(offsets, len(tokens)) and len(arrays.get("token_type_ids", tokens)) == len(tokens)
+    if good and _WINDOWS[0] in arrays:
+        places, lengths, repeated = (arrays[name] for name in _WINDOWS)
+        good = len(places) == num_rows + 1 and len(repeated) == num_rows and _rise(places, len(lengths))
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        good = good and bool((lengths > 0).all()) and np.array_equal(ends[places], offsets)
+    if not good:
+        raise ValueError("its files contradict each other")
+
+
+def _rise(places: npt.NDArray[np.int64], end: int) -> bool:
+    """Whether places begin at zero, rise, and end at ``end``."""
+    return int(places[0]) == 0 and int(places[-1]) == end and bool((places[1:] > places[:-1]).all())
 
 
 def _record(entry: Path, name: str) -> dict[str, Any]:

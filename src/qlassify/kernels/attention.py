@@ -8,8 +8,8 @@ is read and written where it is, by its strides; only K (and, for backward, V) i
 text's result depends on nothing but the text: not on what stands beside it, not on the number of threads.
 
 Batched matrix products from a library need rectangles: all texts of a batch copied out and padded to the longest. For
-texts of 5 to 40 tokens that is most of the time, and most of it is spent on places that hold nothing. From a few
-hundred tokens on the library's products are as good, and the caller uses them.
+texts of 5 to 40 tokens that is most of the time, and most of it is spent on places that hold nothing. What a thread
+works in grows with the square of the longest text, so the caller takes the library's products for very long ones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from qlassify.kernels.compiling import OPTIONS
 from qlassify.kernels.team import Kernel, bits, edge, fp32_of, next_part, numbers_of, part_done, whole_at
-from qlassify.kernels.texts import Texts
+from qlassify.kernels.texts import LANES, Texts
 from qlassify.kernels.vectors import (
     add_1x16,
     add_1x32,
@@ -277,6 +278,7 @@ def forward(
     out = query.new_empty(len(query), heads, value_dim)
     kept = query.new_empty(int(texts.places[-1]) * heads) if keep else None
     if query.is_meta:
+        _work_space(query, value, texts, squares=0 if keep else 1)
         return out, kept
     numbers = _numbers((query, key, value), texts, mask, factor, kept)
     _FORWARD.run((*numbers, out.data_ptr()), texts.edges(heads, dim))
@@ -306,11 +308,27 @@ def backward(
     heads, dim = query.shape[1], query.shape[2]
     grads = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
     if query.is_meta:
+        _work_space(query, value, texts, squares=1 if kept is not None else 2)
         return grads
     numbers = _numbers((query, key, value), texts, mask, factor, kept)
     written = (grad.data_ptr(), *(tensor.data_ptr() for tensor in grads))
     _BACKWARD.run((*numbers, *written), texts.edges(heads, dim))
     return grads
+
+
+def _work_space(query: Tensor, value: Tensor, texts: Texts, *, squares: int) -> Tensor:
+    """As much as the threads allocate inside the kernels, for whoever counts memory on the meta device.
+
+    Args:
+        query: (T, heads, D).
+        value: (T, K, V).
+        texts: where they lie.
+        squares: matrices of scores of a text and head that a thread holds.
+    """
+    width = -(-int(np.diff(texts.starts).max()) // LANES) * LANES
+    parts = len(texts.edges(query.shape[1], query.shape[2])) - 1
+    threads = min(parts, torch.get_num_threads())
+    return query.new_empty(threads, width, squares * width + max(query.shape[2], value.shape[2]))
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""numba functions: compiled on first use, kept on disk, run on threads of our own.
+"""numba functions: compiled on first use, kept on disk; and plain threads for those that run long.
 
 Compiled functions run without the interpreter's lock. numba's own parallel loops would bring a second pool of threads
-beside torch's, with a second set of spinning workers; a call here is cut into as many parts as torch has threads, and
-only where the work repays the hand-over.
+beside torch's, with a second set of spinning workers; ``run_parts`` cuts a call into parts for threads of ours, and
+only where the work repays the hand-over, as when weights become numbers. Short kernels, between torch's operations,
+run on torch's own team (``team``).
 
 The alternative, C++ extensions, needs a compiler on every user's machine or wheels for all of them.
 """

@@ -7,6 +7,8 @@ that torch has loaded: the call by which compilers start a parallel region. Ever
 left; which thread computes a part changes nothing.
 
 Where that library is not found (macOS, Windows, unusual builds) kernels run on one thread, and nothing else changes.
+What holds for torch's operations holds here: in a process that was forked after the team had worked, with GNU's
+library, asking for it never returns. Fork before, or set one thread.
 """
 
 from __future__ import annotations

@@ -8,16 +8,16 @@ nothing is copied. On 32 questions of 13 tokens this takes a fifth of the time o
 a quarter.
 
 Elsewhere, and for what those loops do not compute (float64, soft caps, prefixes, head dimensions that are no multiple
-of 16), the texts fall into buckets of similar length (``packed_layout``); a bucket is gathered into (n, L), computed
-with three batched matrix products, and scattered back. Positions beyond a text's end exist only inside a bucket and are
-masked, so what another text holds never reaches a token.
+of 16, batches with a text beyond ``LONGEST``), the texts fall into buckets of similar length (``packed_layout``); a
+bucket is gathered into (n, L), computed with three batched matrix products, and scattered back. Positions beyond a
+text's end exist only inside a bucket and are masked, so what another text holds never reaches a token.
 
 Forward and backward are written out as one autograd function either way, because torch's CPU backward of
 ``scaled_dot_product_attention`` took 37 % of a training step of a 6-layer encoder, and because autograd's own graph of
 gather, product, mask, softmax, product and scatter allocates and visits three times as many tensors. The softmax is
 computed and differentiated in fp32 (float64 for float64): on CPU that is also three times faster than torch's bf16
-softmax. Probabilities are kept for backward while they are small and recomputed otherwise; long texts are computed in
-blocks of query rows, so memory grows with L, not with L squared.
+softmax. Probabilities are kept for backward while they are small and recomputed otherwise; texts beyond ``LONGEST``
+are computed in blocks of query rows, so memory grows with L, not with L squared.
 
 The architecture's own choices are honoured: causal or not, grouped key/value heads, a sliding window (a key is
 visible at a distance below ``sliding_window``, on both sides when not causal), and logit soft-capping. Attention
@@ -57,9 +57,10 @@ MAX_SCORES = 2**23
 """Most attention scores computed at once: 32 MiB in fp32. More are computed in blocks of query rows."""
 KEPT_SCORES = 2**22
 """Most probabilities of one bucket that are kept for backward; beyond it they are recomputed."""
-LONGEST_BF16 = 128
-"""Longest text in bf16 that compiled loops, which compute in fp32, take: for longer ones the products weigh more than
-the copies, and they are faster in bf16 where bf16 is chosen at all."""
+LONGEST = {torch.float32: 2048, torch.bfloat16: 128}
+"""Longest text that compiled loops take. They hold all scores of a text and head at once, twice in backward, on each
+thread: 32 MiB for 2048 tokens. In bf16 they compute in fp32, so for longer texts the products weigh more than the
+copies, and they are faster in bf16 where bf16 is chosen at all."""
 
 
 # Shape suffixes: T packed tokens, B texts, n texts of a bucket, L its longest length, K key/value heads,
@@ -290,9 +291,9 @@ def _by_text(query: Tensor, value: Tensor, layout: PackedLayout, rule: _Rule) ->
     """Whether compiled loops compute this: (T, heads, D), (T, K, V)."""
     if layout.processor != "cpu" or rule.softcap is not None or query.shape[2] % LANES or value.shape[2] % LANES:
         return False
-    if query.dtype not in (torch.float32, torch.bfloat16) or value.dtype != query.dtype:
+    if query.dtype not in LONGEST or value.dtype != query.dtype:
         return False
-    if query.dtype == torch.bfloat16 and int(layout.lengths.max()) > LONGEST_BF16:
+    if int(layout.lengths.max()) > LONGEST[query.dtype]:
         return False
     return _text_kernels() is not None
 

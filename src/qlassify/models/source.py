@@ -166,8 +166,9 @@ def resolve(name: str, *, offline: bool = False) -> ModelSource:
     if path.is_dir():
         return _checked(ModelSource(name, path.resolve(), "path"))
     if is_apr_base(path):
-        open_apr_base(path.resolve())
-        return ModelSource(name, path.resolve(), "path")
+        # Not resolve: what a link leads to may be called anything, and has no tokeniser beside it.
+        open_apr_base(path.absolute())
+        return ModelSource(name, path.absolute(), "path")
     if path.is_file() or name.startswith((".", "/", "~")) or name.endswith((APR_SUFFIX, MANIFEST_SUFFIX)):
         raise ModelError(
             "not a model directory",

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qlassify.errors import CheckpointError
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from qlassify.training.optimizer import Optimizer
 from qlassify.training.step import clipped_
@@ -75,13 +76,21 @@ def checkpoint_seconds(count: int, folder: Path | None) -> float:
     """
     if count < NEGLIGIBLE:
         return 0.0
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     size = min(count, SAMPLE)
     tensors = {"stand_in": torch.zeros(size)}
     moments = {f"{kind}/stand_in": torch.zeros(size) for kind in ("exp_avg", "exp_avg_sq")}
     state = Checkpoint(Progress(), tensors, moments, {}, torch.zeros(8, dtype=torch.uint8))
-    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=folder) as scratch:
-        started = time.perf_counter()
-        CheckpointStore(Path(scratch)).save(state)
-        return (time.perf_counter() - started) * count / size
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=folder) as scratch:
+            started = time.perf_counter()
+            CheckpointStore(Path(scratch)).save(state)
+            return (time.perf_counter() - started) * count / size
+    except OSError as error:
+        raise CheckpointError(
+            "cannot write a checkpoint for a trial",
+            where=folder or tempfile.gettempdir(),
+            got=error,
+            do="Free space or fix the permissions, then start again.",
+        ) from None
