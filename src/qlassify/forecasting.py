@@ -70,6 +70,7 @@ def make_forecast(
         tokens_per_epoch=round(int(tokens.sum()) / order.epochs),
         epochs=order.epochs,
         steps=order.total_steps,
+        evaluations=order.epochs * run.training.evaluations_per_epoch,
         runtime_bytes=runtime_bytes,
         fixed_bytes=_fixed_bytes(sketch),
     )

@@ -207,6 +207,7 @@ def test_seconds_in_closed_form(scored: int, evaluations: int) -> None:
         tokens_per_epoch=1000,
         epochs=3,
         steps=9,
+        evaluations=3,
         runtime_bytes=0,
     )
     config = TrainingConfig(evaluations_per_epoch=evaluations, checkpoint_every_steps=4)

@@ -42,7 +42,12 @@ def shape_of(*low_bit: int, others: int = 1000, width: int = 2, quant: QuantConf
 
 
 def plan_of(
-    shape: ModelShape, *, trainable: int = 50, activations: Activations = ACTIVATIONS, fixed_bytes: int = 0
+    shape: ModelShape,
+    *,
+    trainable: int = 50,
+    activations: Activations = ACTIVATIONS,
+    fixed_bytes: int = 0,
+    evaluations: int = 3,
 ) -> Plan:
     return make_plan(
         shape,
@@ -51,9 +56,17 @@ def plan_of(
         tokens_per_epoch=43,
         epochs=3,
         steps=6,
+        evaluations=evaluations,
         runtime_bytes=RUNTIME,
         fixed_bytes=fixed_bytes,
     )
+
+
+def test_the_only_evaluation_is_behind_the_last_step() -> None:
+    """The copy that it makes of the values takes the place of their gradients."""
+    once, often = (plan_of(shape_of(others=1000, width=4), evaluations=number).memory for number in (1, 2))
+    assert (once.best_bytes, often.best_bytes) == (0, 4 * 50)
+    assert often.total_bytes - once.total_bytes == 4 * 50
 
 
 @pytest.mark.parametrize(

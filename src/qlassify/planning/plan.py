@@ -194,6 +194,7 @@ def make_plan(
     tokens_per_epoch: int,
     epochs: int,
     steps: int,
+    evaluations: int,
     runtime_bytes: int,
     fixed_bytes: int = 0,
 ) -> Plan:
@@ -206,6 +207,8 @@ def make_plan(
         tokens_per_epoch: of the training rows.
         epochs: passes over them.
         steps: optimiser steps.
+        evaluations: how often held-out rows are scored. With a single one, behind the last step, there is no copy of
+            the best values while gradients are there.
         runtime_bytes: what the process holds beside the model.
         fixed_bytes: of what a method keeps besides what it trains.
     """
@@ -221,7 +224,7 @@ def make_plan(
             trained_bytes=values,
             gradient_bytes=values,
             optimizer_bytes=2 * values,
-            best_bytes=values,
+            best_bytes=values if evaluations > 1 else 0,
             activation_bytes=held,
         ),
         dense_copy_bytes=sum(shape.low_bit) * shape.bytes_per_parameter,
