@@ -11,8 +11,8 @@ from torch import Tensor
 
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError
-from qlassify.models.file_base import is_file_base
 from qlassify.models.backbone import load_model, require_whole
+from qlassify.models.file_base import is_file_base
 from qlassify.models.quantized import save_quantized
 from qlassify.models.source import resolve
 from qlassify.quant.linear import low_bit_layers

@@ -28,8 +28,8 @@ from qlassify.export.padding import ExportTokenizer
 from qlassify.export.result import Written
 from qlassify.methods import peft_format
 from qlassify.methods.state import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
-from qlassify.models.file_base import is_file_base
 from qlassify.models.backbone import has_optional_pooler, load_finished
+from qlassify.models.file_base import is_file_base
 from qlassify.models.sequence_head import SequenceHead
 from qlassify.peft_classifier import RECORD
 from qlassify.pipeline import ClassifyPipeline
