@@ -1,6 +1,6 @@
 """What is in a model file: format, geometry, tensors, checksums. Nothing is loaded, and only headers are read.
 
-APR files and manifests, GGUF and safetensors files, and folders of them (base models, adapters, saved classifiers, runs) answer
+APR, GGUF and safetensors files and folders of them (base models, adapters, saved classifiers, runs) answer
 in the same form. With ``verify`` whole files are read: checksums are computed, and numbers that are not finite found.
 """
 
@@ -125,7 +125,8 @@ def inspect(path: Path, *, verify: bool = False) -> Inspection:
     """Look at a model file, or at a folder of such files.
 
     Args:
-        path: ``.apr``, ``.apr.json``, ``.gguf``, ``.safetensors``, a model directory, an adapter, a saved classifier, or a run.
+        path: ``.apr``, ``.apr.json``, ``.gguf``, ``.safetensors``, a model directory, an adapter, a saved classifier or
+            a run.
         verify: read whole files: checksums, hashes, and numbers that are not finite.
 
     Raises:

@@ -119,7 +119,7 @@ class ClassifyPipeline(StepwisePipeline):
         *,
         labels: Sequence[str] | None = None,
     ) -> Self:
-        """``from_pretrained`` for ``.apr`` and ``.apr.json``; a tokeniser is looked for beside it (``docs/formats.md``).
+        """``from_pretrained`` for ``.apr`` and ``.apr.json``; a tokeniser is looked for beside it (docs/formats.md).
 
         Raises:
             ModelError: not such a file, a damaged one, or no tokeniser; names every place that was tried.

@@ -26,7 +26,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help
 Base = Annotated[
     str | None,
     typer.Option(
-        help="Base model: a directory, an .apr or .gguf file, a packaged model or an id of the hub.",
+        help="Base model: a directory, an .apr or .gguf file, a packaged model, an id of the hub.",
         rich_help_panel=MODEL,
     ),
 ]

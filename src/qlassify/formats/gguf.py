@@ -1,9 +1,9 @@
 """GGUF files, one tensor at a time.
 
 ``open_gguf`` reads metadata and the table of tensors (``gguf_header``) and holds every tensor's place against its type
-and shape, the file's size and the other tensors. ``GgufFile.read`` decodes one tensor; blocks become fp32 in stretches,
-so what is held above the tensor itself is some megabytes. Reading is a seek and a read, not a memory map, for the reason
-that ``byte_source`` gives.
+and shape, the file's size and the other tensors. ``GgufFile.read`` decodes one tensor; blocks become fp32 in
+stretches, so what is held above the tensor itself is some megabytes. Reading is a seek and a read, not a memory map,
+for the reason that ``byte_source`` gives.
 
 The format has no checksum. What can be verified is that everything lies where it should and that numbers are finite.
 """

@@ -1,9 +1,9 @@
 """The element types of GGUF files, and how blocks of each become numbers.
 
-Every tensor is rows of whole blocks; the size of a tensor follows from type and shape and is not in the file. Q8_0, Q4_K
-and Q6_K are decoded here, by the code that APR files share. The others go through the ``gguf`` package of the format's
-authors: a second set of decoders would be one more thing that could differ from what the weights were made for. Types
-that the package does not decode either are refused by name when a tensor of theirs is read, not when the file is
+Every tensor is rows of whole blocks; the size of a tensor follows from type and shape and is not in the file. Q8_0,
+Q4_K and Q6_K are decoded here, by the code that APR files share. The others go through the ``gguf`` package of the
+format's authors: a second set of decoders would be one more thing that could differ from what the weights were made
+for. Types that the package does not decode either are refused by name when a model is loaded, not when the file is
 looked at.
 """
 

@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from qlassify.errors import ModelError
 from qlassify.formats.gguf import is_gguf
-from qlassify.models.apr_base import is_apr_base, open_apr_base
-from qlassify.models.gguf_base import open_gguf_base
-from qlassify.models.tensor_file import TensorHeader
+from qlassify.models.apr_base import AprBase, is_apr_base, open_apr_base
+from qlassify.models.gguf_base import GgufBase, open_gguf_base
 
-
-class StoredTensor(TensorHeader, Protocol):
-    """What is known of a tensor of a file before it is read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in the file."""
-        ...
-
-
-class FileBase(Protocol):
-    """A base model that is a file, or several."""
-
-    @property
-    def path(self) -> Path:
-        """The file, or the manifest of several."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What transformers' ``config.json`` would say, ``model_type`` among it."""
-        ...
-
-    @property
-    def entries(self) -> Mapping[str, StoredTensor]:
-        """transformers' name -> what is known of the tensor."""
-        ...
-
-    @property
-    def pooling(self) -> Any:
-        """What sentence-transformers' ``1_Pooling/config.json`` would say; None when nothing is said."""
-        ...
-
-    def read(self, name: str) -> Tensor:
-        """One tensor as transformers wants it, in memory of its own."""
-        ...
+FileBase = AprBase | GgufBase
+"""Both have ``path``, ``settings``, ``entries``, ``pooling`` and ``read``."""
 
 
 def is_file_base(path: Path) -> bool:

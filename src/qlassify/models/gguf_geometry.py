@@ -263,7 +263,7 @@ def _gemma3(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _query_scalar(settings: Mapping[str, Any], *, largest_layers: int) -> int:
-    """What scores are divided by the root of. No key says it; llama.cpp goes by the number of layers, and so it is here.
+    """What scores are divided by the root of. No key says it; llama.cpp goes by the number of layers, and so do we.
 
     The largest model of each generation takes the hidden size by heads, all others the width of a head.
     """
