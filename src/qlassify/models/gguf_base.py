@@ -24,14 +24,14 @@ from qlassify.formats.finite import require_finite
 from qlassify.formats.gguf import GgufEntry, GgufFile, open_gguf
 from qlassify.formats.gguf_types import require_decoder
 from qlassify.models.apr_base import in_halves
-from qlassify.models.gguf_geometry import ROPE_FACTORS, architecture_of, gguf_settings
+from qlassify.models.gguf_geometry import architecture_of, gguf_settings
 
 POOLING_MODES = {1: "mean", 2: "cls", 3: "lasttoken"}
 """``pooling_type`` -> what sentence-transformers calls it; 0 says that there is none."""
 RANKING = 4
 _QUERY_OR_KEY = re.compile(r"\.self_attn\.([qk])_proj\.(?:weight|bias)$")
-_NOT_OF_THE_BASE = re.compile(r"output\.weight|cls(?:\.output)?(?:\.\w+)?|" + re.escape(ROPE_FACTORS))
-"""What need not be a tensor of the base model: heads, and what ``gguf_geometry`` reads."""
+_NOT_OF_THE_BASE = re.compile(r"output\.weight|cls(?:\.output)?(?:\.\w+)?|rope_\w+\.weight")
+"""What need not be a tensor of the base model: heads, and factors of positions, which ``gguf_geometry`` looks at."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,7 +26,6 @@ from qlassify.models.apr_geometry import BUILDERS, Geometry
 
 ARCHITECTURE = "general.architecture"
 ROPE_FACTORS = "rope_freqs.weight"
-LONG_ROPE = ("rope_factors_long.weight", "rope_factors_short.weight")
 DEFAULT_THETA = 10000.0
 """Of the format where a file says nothing; also of Gemma 3's layers with a window."""
 GEMMA3_PATTERN = 6
@@ -157,8 +156,8 @@ def _require_plain(keys: Keys) -> None:
             where=keys.where("attention.causal"),
             got=not causal,
         )
-    for name in LONG_ROPE:
-        if name in keys.file.entries:
+    for name in keys.file.entries:
+        if name.startswith("rope_") and name != ROPE_FACTORS:
             raise ModelError(
                 "positions scaled by two sets of factors, which is not built", where=f"{keys.file.path}: {name}",
                 do="Take the model's directory of safetensors.",
