@@ -249,7 +249,7 @@ def test_a_file_that_became_shorter(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
+@given(data=st.data())
 def test_changed_bytes_end_in_numbers_or_in_our_error(data: st.DataObject, tmp_path_factory: Any) -> None:
     raw = bytearray(with_key(9, array(8, 2, text(b"one") + text(b"two"))).pack())
     for _ in range(data.draw(st.integers(1, 4))):
