@@ -42,6 +42,7 @@ WINDOW_BYTES = 1 << 20
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Type of a value -> how ``struct`` calls it."""
 STRING, ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,18 @@ class _Cursor:
         self.claim(count, what)
         self.position += count
 
+    def skip_strings(self, count: int, what: str) -> None:
+        """Go on over strings; vocabularies have hundreds of thousands, and a file is opened several times in a run."""
+        while count:
+            self.skip(self.number("Q"), what)
+            count -= 1
+            # Most lengths that follow are in the window. A length beyond it ends the inner loop and is looked at below.
+            window, place = self.window, self.position - self.window_start
+            while count and place + 8 <= len(window):
+                place += 8 + _LENGTH.unpack_from(window, place)[0]
+                count -= 1
+            self.skip(self.window_start + place - self.position, what)
+
     def number(self, kind: str = "I") -> Any:
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}"), "a number"))[0]
 
@@ -221,8 +234,7 @@ def _value(cursor: _Cursor, key: str) -> Any:
         return array
     if count > MAX_STRINGS:
         raise damaged(cursor.where, f"{key} has {count} strings")
-    for _ in range(count):
-        cursor.skip(cursor.number("Q"), key)
+    cursor.skip_strings(count, key)
     return array
 
 
