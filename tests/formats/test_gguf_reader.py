@@ -213,6 +213,17 @@ def test_what_is_no_such_file_is_refused_in_little_memory(name: str, tmp_path: P
     assert str(path) in str(caught.value)
 
 
+def test_strings_over_several_stretches_of_reading(tmp_path: Path) -> None:
+    """3 MB of them, some longer than what is read at a time."""
+    generator = np.random.default_rng(0)
+    lengths = [*generator.integers(0, 2000, 2000).tolist(), 1 << 20, 0, 3 << 19, 1]
+    words = [bytes(generator.integers(97, 123, length, np.uint8)) for length in lengths]
+    raw = with_key(9, array(8, len(words), b"".join(text(word) for word in words)))
+    file = open_gguf(written(tmp_path / "m.gguf", raw))
+    assert file.read("b").tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert file.array("k") == [word.decode() for word in words]
+
+
 def test_a_long_array_is_not_kept(tmp_path: Path) -> None:
     """The package's reader would make a numpy array of each of these bytes."""
     path = written(tmp_path / "m.gguf", with_key(9, array(0, 1 << 24, bytes(1 << 24))))

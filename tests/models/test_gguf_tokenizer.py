@@ -150,6 +150,7 @@ def test_what_lies_beside_goes_first_and_what_is_named_before_it(base: Path, tmp
         ({"tokenizer.ggml.model": "bert"}, "kind 'bert'"),
         ({"tokenizer.ggml.model": "rwkv"}, "kind 'rwkv'"),
         ({"tokenizer.ggml.pre": "of tomorrow"}, "rule for splitting text that is not known, tokenizer.ggml.pre"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": False}, "no space before a text"),
         ({"tokenizer.ggml.tokens": [1, 2, 3]}, "a vocabulary that is not built"),
         ({"tokenizer.ggml.tokens": ["a", "a", "b"]}, "vocabulary"),
         ({"tokenizer.ggml.merges": ["x y", "no", "a b c"]}, "no tokeniser can be built"),

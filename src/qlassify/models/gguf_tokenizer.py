@@ -21,8 +21,10 @@ from qlassify.formats.gguf import GgufFile, open_gguf
 from qlassify.models.apr_tokenizer import candidates, given_tokenizer
 
 PREFIX = "tokenizer.ggml."
-KINDS = {"gpt2": "BPE of bytes", "llama": "SentencePiece", "gemma": "SentencePiece"}
-"""``tokenizer.ggml.model`` of the kinds that are built."""
+KINDS = ("gpt2", "llama")
+"""``tokenizer.ggml.model`` of the kinds that are built: BPE of bytes, and SentencePiece."""
+OWN_PREFIX = ("gemma", "gemma2", "gemma3", "phi3")
+"""Architectures that transformers has a rule for, whatever a file says of the space before a text."""
 GPT2_RULES = ("gpt-2", "gpt2", "default")
 LLAMA3_RULES = ("llama3", "llama-v3", "llama-bpe")
 SPECIAL = {
@@ -94,6 +96,9 @@ def _built(file: GgufFile, tokens: list[Any]) -> TokenizerFiles:
     rule = file.metadata.get(f"{PREFIX}pre")
     if kind == "gpt2" and rule not in GGUF_PRE_TOKENIZER_SPLITS and rule not in GPT2_RULES:
         raise ModelError("a rule for splitting text that is not known", got=f"{PREFIX}pre {rule!r}")
+    architecture = str(file.metadata.get("general.architecture"))
+    if kind == "llama" and architecture not in OWN_PREFIX and file.metadata.get(f"{PREFIX}add_space_prefix") is False:
+        raise ModelError("no space before a text, which is not built", got=f"{PREFIX}add_space_prefix False")
     said = {"tokenizer_type": kind, "pre_tokenizer_type": rule, "tokens": tokens}
     for key in ("merges", "scores", "token_type"):
         values = file.array(PREFIX + key)
@@ -101,7 +106,7 @@ def _built(file: GgufFile, tokens: list[Any]) -> TokenizerFiles:
             said[key] = values
     special = _special(file, tokens)
     try:
-        backend, _ = convert_gguf_tokenizer(str(file.metadata.get("general.architecture")), said)
+        backend, _ = convert_gguf_tokenizer(architecture, said)
         if rule in LLAMA3_RULES:
             backend.model.ignore_merges = True  # a word that is in the vocabulary is its token, whatever merges say
         begins = file.metadata.get(f"{PREFIX}add_bos_token", kind != "gpt2" or rule in LLAMA3_RULES)
