@@ -59,3 +59,25 @@ class RawGguf:
         """The file."""
         header = self.header()
         return header + bytes(-len(header) % self.alignment) + self.data
+
+
+def tiny_llama() -> RawGguf:
+    """A Llama of one layer that is one on all counts: four wide, two heads, three tokens; numbers are zeros."""
+    numbers = {
+        "block_count": 1, "embedding_length": 4, "feed_forward_length": 2, "context_length": 8,
+        "attention.head_count": 2, "attention.head_count_kv": 1,
+    }  # fmt: skip
+    shapes = {
+        "token_embd": (4, 3), "output_norm": (4,), "blk.0.attn_norm": (4,), "blk.0.attn_q": (4, 4),
+        "blk.0.attn_k": (4, 2), "blk.0.attn_v": (4, 2), "blk.0.attn_output": (4, 4), "blk.0.ffn_norm": (4,),
+        "blk.0.ffn_gate": (4, 2), "blk.0.ffn_up": (4, 2), "blk.0.ffn_down": (2, 4),
+    }  # fmt: skip
+    keys = [key(b"general.architecture", 8, text(b"llama"))]
+    keys += [key(f"llama.{name}".encode(), 4, struct.pack("<I", value)) for name, value in numbers.items()]
+    keys += [key(b"llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5))]
+    keys += [key(b"tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 3) + text(b"a") + text(b"b") + text(b"c"))]
+    tensors = [
+        tensor(f"{name}.weight".encode(), shape, offset=64 * number)
+        for number, (name, shape) in enumerate(shapes.items())
+    ]
+    return RawGguf(tuple(keys), tuple(tensors), data=bytes(64 * len(tensors)))
