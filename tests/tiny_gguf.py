@@ -83,11 +83,13 @@ def adjacent(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def add_value(writer: Any, key: str, value: Any) -> None:
-    """A key of the type that its value has: u32 for whole numbers, f32 for others."""
+    """A key of the type that its value has: u32 for whole numbers, f32 for others but those of numpy."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, np.float64):
+        writer.add_float64(key, float(value))
     elif isinstance(value, float):
         writer.add_float32(key, value)
     elif isinstance(value, str):

@@ -208,6 +208,14 @@ def test_a_phi_3_of_which_a_part_turns(tmp_path: Path) -> None:
     assert torch.equal(hidden(load_backbone(path), "phi3"), hidden(load_backbone(tmp_path / "base"), "phi3"))
 
 
+def test_numbers_of_64_bits_are_not_rounded(bare: dict[str, Path], tmp_path: Path) -> None:
+    path = write_gguf(bare["llama"], tmp_path / "m.gguf", said={"rope.freq_base": None})
+    assert open_gguf_base(path).settings["rope_parameters"]["rope_theta"] == 10000
+    writer_key = {"llama.rope.freq_base": np.float64(1e300)}
+    path = write_gguf(bare["llama"], tmp_path / "m.gguf", said={"rope.freq_base": None}, more=writer_key)
+    assert open_gguf_base(path).settings["rope_parameters"]["rope_theta"] == 1e300
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [(0, "cls"), (1, "mean"), (2, "cls"), (3, "last"), (4, "cls")])
 def test_pooling_is_the_files(kind: int, wanted: str, bare: dict[str, Path], tmp_path: Path) -> None:
     path = write_gguf(bare["bert"], tmp_path / "m.gguf", said={"pooling_type": kind})
@@ -248,6 +256,10 @@ def test_an_unknown_pooling_is_refused(bare: dict[str, Path], tmp_path: Path) ->
         ({"attention.scale": 0.5}, "not built"),
         ({"attention.causal": False}, "another direction"),
         ({"attention.sliding_window": 7}, "has no windows"),
+        ({"attention.sliding_window": "wide"}, "not complete"),
+        ({"attention.head_count_kv": [2] * 70000}, "more layers than a model has"),
+        ({"attention.head_count_kv": [*[2] * 99, 1]}, "layers are not alike"),
+        ({"rope.scaling.type": [1, 1]}, "not built"),
     ],
     ids=str,
 )  # fmt: skip
@@ -260,7 +272,7 @@ def test_what_metadata_does_not_tell_or_tells_wrong_is_refused(
 
 
 def test_a_list_of_equal_values_is_one(bare: dict[str, Path], tmp_path: Path) -> None:
-    path = write_gguf(bare["llama"], tmp_path / "m.gguf", said={"attention.head_count_kv": [2, 2, 2, 2]})
+    path = write_gguf(bare["llama"], tmp_path / "m.gguf", said={"attention.head_count_kv": [2] * 100})
     assert open_gguf_base(path).settings == open_gguf_base(bare["llama"] / "m.gguf").settings
 
 

@@ -69,7 +69,7 @@ class GgufBase:
         kind = self.file.metadata.get(f"{self.architecture}.pooling_type", 0)
         if kind in (0, RANKING):
             return None
-        if kind not in POOLING_MODES:
+        if type(kind) is not int or kind not in POOLING_MODES:
             raise ModelError("an unknown pooling", where=f"{self.path}: {self.architecture}.pooling_type", got=kind)
         return {"pooling_mode": POOLING_MODES[kind]}
 

@@ -22,6 +22,7 @@ import numpy as np
 from qlassify.errors import ModelError
 from qlassify.formats.apr_names import TABLES
 from qlassify.formats.gguf import GgufFile
+from qlassify.formats.gguf_header import GgufArray
 from qlassify.models.apr_geometry import BUILDERS, Geometry
 
 ARCHITECTURE = "general.architecture"
@@ -29,6 +30,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 DEFAULT_THETA = 10000.0
 """Of the format where a file says nothing; also of Gemma 3's layers with a window."""
 GEMMA3_PATTERN = 6
+MOST_LAYERS = 1 << 16
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What Llama 3.1, 3.2 and 3.3 have in common."""
 _SIZES = {
@@ -69,13 +71,26 @@ class Keys:
         """File and key, for errors."""
         return f"{self.file.path}: {self.architecture}.{key}"
 
+    def values(self, key: str, default: Any = None) -> Any:
+        """The value of a key, a list as it is.
+
+        Raises:
+            ModelError: a list for more layers than a model has.
+        """
+        value = self.file.metadata.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, GgufArray):
+            return value
+        if value.count > MOST_LAYERS:
+            raise ModelError("a list for more layers than a model has", where=self.where(key), got=value)
+        return self.file.array(f"{self.architecture}.{key}")
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key; a list of equal values, one for each layer, is that value.
 
         Raises:
             ModelError: it differs between layers.
         """
-        value = self.file.metadata.get(f"{self.architecture}.{key}", default)
+        value = self.values(key, default)
         if not isinstance(value, list):
             return value
         if not value or any(one != value[0] for one in value):
@@ -93,6 +108,14 @@ class Keys:
             raise ModelError("the metadata is not complete", where=self.where(key), got=value, wanted="a whole number")
         return value
 
+    def window(self) -> int:
+        """Tokens that a layer with a window sees; 0 when nothing is said of windows.
+
+        Raises:
+            ModelError: something else than a whole number.
+        """
+        return self.whole("attention.sliding_window") if self.get("attention.sliding_window", 0) != 0 else 0
+
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number; one of 32 bits is the shortest decimal that it stands for.
 
@@ -104,7 +127,9 @@ class Keys:
             raise ModelError(
                 "the metadata is not complete", where=self.where(key), got=value, wanted="a number above 0"
             )
-        return float(str(np.float32(value)))
+        with np.errstate(over="ignore"):
+            short = np.float32(value)
+        return float(str(short)) if float(short) == value else float(value)
 
 
 def architecture_of(file: GgufFile) -> str:
@@ -206,7 +231,7 @@ def _bert(keys: Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _plain(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
     """Llama, Qwen2, Qwen3 and Gemma: full attention in every layer."""
-    window = keys.get("attention.sliding_window", 0)
+    window = keys.window()
     if window and window < settings["max_position_embeddings"]:
         raise ModelError(
             "an architecture that has no windows, with a window",
@@ -220,8 +245,7 @@ def _plain(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
 def _phi3(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
     if _scaling(keys, settings):
         raise ModelError("a Phi-3 with scaled positions, which is not built", where=keys.file.path)
-    window = keys.get("attention.sliding_window", 0)
-    return {"model_type": "phi3", "sliding_window": window or None, **settings}
+    return {"model_type": "phi3", "sliding_window": keys.window() or None, **settings}
 
 
 def _gemma2(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +262,7 @@ def _gemma2(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma3(keys: Keys, settings: dict[str, Any]) -> dict[str, Any]:
-    pattern = keys.file.metadata.get("gemma3.attention.sliding_window_pattern", GEMMA3_PATTERN)
+    pattern = keys.values("attention.sliding_window_pattern", GEMMA3_PATTERN)
     layers = settings["num_hidden_layers"]
     if type(pattern) is int and pattern > 0:
         local = [bool((layer + 1) % pattern) for layer in range(layers)]

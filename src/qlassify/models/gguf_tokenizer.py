@@ -73,7 +73,8 @@ def find_gguf_tokenizer(path: Path, given: Path | None = None) -> Path | Tokeniz
 def _special(file: GgufFile, tokens: list[Any]) -> dict[str, str]:
     """transformers' name -> token, for those that the metadata names and the vocabulary has."""
     found = {name: file.metadata.get(PREFIX + key) for name, key in SPECIAL.items()}
-    return {name: tokens[at] for name, at in found.items() if type(at) is int and 0 <= at < len(tokens)}
+    good = {name: tokens[at] for name, at in found.items() if type(at) is int and 0 <= at < len(tokens)}
+    return {name: token for name, token in good.items() if isinstance(token, str)}
 
 
 def _built(file: GgufFile, tokens: list[Any]) -> TokenizerFiles:
@@ -93,7 +94,7 @@ def _built(file: GgufFile, tokens: list[Any]) -> TokenizerFiles:
         )
     except ImportError as error:
         raise ModelError("a newer transformers is needed to build it", got=error) from None
-    rule = file.metadata.get(f"{PREFIX}pre")
+    rule = str(file.metadata.get(f"{PREFIX}pre"))
     if kind == "gpt2" and rule not in GGUF_PRE_TOKENIZER_SPLITS and rule not in GPT2_RULES:
         raise ModelError("a rule for splitting text that is not known", got=f"{PREFIX}pre {rule!r}")
     architecture = str(file.metadata.get("general.architecture"))
