@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import tokenizers
 import transformers
@@ -44,8 +46,6 @@ def byte_level(vocabulary: int, split: str) -> tokenizers.Tokenizer:
 
 def said_of(tokenizer: tokenizers.Tokenizer, rule: str) -> dict[str, Any]:
     """What llama.cpp's converter writes of a tokeniser of bytes."""
-    import json
-
     vocabulary = tokenizer.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -119,16 +119,48 @@ def sentencepiece() -> dict[str, Any]:
 
 @pytest.mark.parity
 def test_sentencepiece_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+    """But for texts that begin with a space, to which its tokeniser adds none, and the model's own does."""
     save_tiny_model("llama", tmp_path / "llama", vocab_size=len(PIECES + MERGED), **ROPE)
     path = write_gguf(tmp_path / "llama", tmp_path / "m.gguf", more=sentencepiece() | {"general.name": "m"})
     encoder = TextEncoder.load(find_gguf_tokenizer(path), 512)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), gguf_file="m.gguf")
-    for text in ("the dog and an apple", " the  dog", "größer", ""):
-        wanted = theirs(text)["input_ids"]
-        assert encoder.encode([text]).row(0).tolist() == wanted, text
-    row = encoder.encode(["the dog"]).row(0).tolist()
+    for text in ("the dog and an apple", "the  dog", "größer", ""):
+        assert encoder.encode([text]).row(0).tolist() == theirs(text)["input_ids"], text
     names = PIECES + MERGED
-    assert [names[one] for one in row] == ["<s>", "▁the", "▁dog"]
+    for text, wanted in (("the dog", ["▁the", "▁dog"]), (" the  dog", ["▁", "▁the", "▁", "▁dog"])):
+        assert [names[one] for one in encoder.encode([text]).row(0)] == ["<s>", *wanted]
+
+
+@pytest.mark.parametrize(("folder", "architecture"), [("tinyllama-1.1b", "llama"), ("phi-3-mini", "phi3")])
+def test_published_sentencepiece_is_the_models_own(
+    folder: str, architecture: str, shared_folder: Path, tmp_path: Path
+) -> None:
+    """As llama.cpp's converter writes it: scores are ranks, but those of pieces that are all spaces."""
+    published = shared_folder / "models" / folder / "tokenizer.json"
+    if not published.is_file():
+        pytest.skip(f"needs {published.name} of {folder}")
+    said = json.loads(published.read_text(encoding="utf-8"))
+    added = {one["content"]: one for one in said["added_tokens"]}
+    vocabulary = said["model"]["vocab"] | {token: one["id"] for token, one in added.items()}
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), architecture)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-1e9 if set(token) == {"▁"} else -max(n - 259.0, 0.0) for n, token in enumerate(tokens)])
+    kinds = {token: 3 if one["special"] else 4 for token, one in added.items()}
+    writer.add_token_types([6 if token.startswith("<0x") else kinds.get(token, 1) for token in tokens])
+    writer.add_bos_token_id(vocabulary["<s>"])
+    writer.add_unk_token_id(vocabulary["<unk>"])
+    writer.add_add_bos_token(architecture == "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    original = tokenizers.Tokenizer.from_file(str(published))
+    encoder = TextEncoder.load(find_gguf_tokenizer(tmp_path / "m.gguf"), 512)
+    more = ("  two  spaces\n\n\nand\ttabs", "def f(x):\n    return x**2  # it's", " leading", "trailing  ", "½ ² ﬁ 😀")
+    for text in (*TEXTS, *more):
+        assert encoder.encode([text]).row(0).tolist() == original.encode(text).ids, text
 
 
 def test_what_lies_beside_goes_first_and_what_is_named_before_it(base: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 Beside the file the same names are tried as for APR (``apr_tokenizer``). A GGUF file also holds a vocabulary, merges or
 scores, special tokens and the name of a rule for splitting text, and transformers builds a tokeniser of these. Here it
-is given our own reading of the metadata, and two of its silences are not taken over. Where it does not know the rule
-for splitting, it takes GPT-2's, which gives other tokens than the model was trained on; such a file is refused. And
-files of Llama 3 do not always say that a text begins with a token of its own, which the model was trained with.
+is given our own reading of the metadata, and three things are not taken over. Where it does not know the rule for
+splitting, it takes GPT-2's, which gives other tokens than the model was trained on; such a file is refused. Files of
+Llama 3 do not always say that a text begins with a token of its own, which the model was trained with. And for Llama's
+SentencePiece it adds no space before a text that begins with one, as the model's own tokeniser does; its rule for Phi-3
+is that tokeniser's, and is taken for both.
 
 WordPiece vocabularies (BERT) are not built: whether text is lower-cased first is not in the file.
 """
@@ -107,7 +109,7 @@ def _built(file: GgufFile, tokens: list[Any]) -> TokenizerFiles:
             said[key] = values
     special = _special(file, tokens)
     try:
-        backend, _ = convert_gguf_tokenizer(architecture, said)
+        backend, _ = convert_gguf_tokenizer(architecture if architecture in OWN_PREFIX else "phi3", said)
         if rule in LLAMA3_RULES:
             backend.model.ignore_merges = True  # a word that is in the vocabulary is its token, whatever merges say
         begins = file.metadata.get(f"{PREFIX}add_bos_token", kind != "gpt2" or rule in LLAMA3_RULES)
