@@ -173,6 +173,27 @@ def test_a_file_becomes_a_directory_or_an_apr_file(kind: str, world: Path, tmp_p
         )  # fmt: skip
 
 
+def test_a_file_without_a_tokeniser_is_converted_and_that_is_said(world: Path, tmp_path: Path) -> None:
+    path = write_gguf(world / "llama", tmp_path / "m.gguf")
+    for result in (convert_to_directory(path, tmp_path / "back"), convert_to_apr(str(path), tmp_path / "n.apr")):
+        assert len(result.notes) == 1
+        assert "no tokeniser for the model" in result.notes[0]
+    assert not list(tmp_path.glob("**/*tokenizer*"))
+
+
+def test_nothing_is_left_of_a_conversion_that_fails(world: Path, tmp_path: Path) -> None:
+    """At a tensor in the middle, when some have been written."""
+    wrong = {"blk.1.ffn_up.weight": np.full((96, 64), np.inf, np.float32)}
+    path = write_gguf(world / "llama", tmp_path / "m.gguf", tensors=wrong)
+    for convert in (
+        lambda: convert_to_directory(path, tmp_path / "back"),
+        lambda: convert_to_apr(str(path), tmp_path / "n.apr"),
+    ):
+        with pytest.raises(ModelError, match="not finite"):
+            convert()
+    assert [one.name for one in tmp_path.iterdir()] == ["m.gguf"]
+
+
 def test_rounding_on_the_way_is_said(world: Path, tmp_path: Path) -> None:
     result = convert_to_apr(str(world / "llama.gguf"), tmp_path / "m.apr", "f16")
     assert len(result.lossy) == 15  # seven matrices in each of two layers, and the embeddings
