@@ -2,7 +2,8 @@
 
 A directory becomes an APR file with transformers' ``config.json``, the pooling and the tokeniser's settings in its
 metadata and the tokeniser beside it under the file's name, so that the file is a base model as the directory was. Back,
-an APR file becomes a directory of safetensors and ``config.json``.
+an APR file becomes a directory of safetensors and ``config.json``. A GGUF file becomes either, with the configuration
+that is built from its metadata and the numbers that its blocks stand for; GGUF is not written.
 
 Only one tensor is in memory. What is lost (numbers in fewer bits, fp32 from numbers in few bits, files that have no
 place in the other format) is in the result, by name.
@@ -11,6 +12,7 @@ place in the other format) is in the result, by name.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +30,11 @@ from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_types import PLAIN, AprType
 from qlassify.formats.apr_writer import WRITABLE, AprTensor, write_apr
 from qlassify.formats.safetensors import SafetensorsFile, open_safetensors, write_safetensors
-from qlassify.models.apr_base import POOLING_KEY, SPLIT_HALVES, AprBase, is_apr_base, open_apr_base
+from qlassify.models.apr_base import POOLING_KEY, SPLIT_HALVES, AprBase
 from qlassify.models.apr_geometry import CONFIG_KEY
 from qlassify.models.apr_tokenizer import SETTINGS_KEY
+from qlassify.models.file_base import FileBase, is_file_base, open_file_base
+from qlassify.models.gguf_base import GgufBase
 from qlassify.models.quantized import WEIGHTS
 from qlassify.models.source import ModelSource, resolve
 from qlassify.version import __version__
@@ -48,6 +52,7 @@ GEOMETRY = {
 }
 """The format's key -> the one of ``config.json``."""
 VERSION_KEY = "qlassify.version"
+_File = SafetensorsFile | FileBase
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, its number from 1 on, and how many there are."""
 
@@ -81,7 +86,7 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
     """Write a base model as an APR file, with its tokeniser beside it.
 
     Args:
-        base: a directory, a packaged model or a Hugging Face id.
+        base: a directory, a GGUF file, a packaged model or a Hugging Face id.
         path: the new ``.apr`` file.
         type: of matrices' elements: f32, f16, bf16, aprq4 or aprq8; each tensor's own when None. Vectors (norms,
             biases) are a thousandth of a model and keep their own type in all cases.
@@ -95,38 +100,51 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
     if path.suffix != SUFFIX:
         raise ConfigError("not the name of an APR file", where=path, wanted=f"a name that ends in {SUFFIX}")
     source = resolve(base)
-    if source.directory.is_file():
+    opened = open_file_base(source.directory) if is_file_base(source.directory) else None
+    if isinstance(opened, AprBase):
         raise ConfigError("an APR file already", where=base)
     if source.quantized() is not None:
         raise ConfigError("the base model is quantised already", where=source.directory, do="Convert the original one.")
-    for one in (path, _tokenizer_path(path)):
+    for one in (path, *_tokenizer_paths(path)):
         _require_absent(one)
-    files = tuple(open_safetensors(one) for one in source.weight_files())
+    files: tuple[_File, ...] = (
+        tuple(open_safetensors(one) for one in source.weight_files()) if opened is None else (opened,)
+    )
     names = [(file, name) for file in files for name in file.entries]
     tensors: dict[str, AprTensor] = {}
     lossy: list[str] = []
     for number, (file, name) in enumerate(names, 1):
         tensors[name], rounded = _tensor(file, name, kind, _told(progress, name, number, len(names)))
         lossy += [name] if rounded else []
-    metadata = AprMetadata.of(_metadata(source, files))
+    said, notes = _said(source) if opened is None else _said_by(opened)
+    metadata = AprMetadata.of(_metadata(said, files))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_apr(path, tensors, metadata)
-        notes = _put_tokenizer(source.directory, path)
+        notes += _put_tokenizer(source, path)
     except OSError as error:
         raise ConfigError("cannot write the file", where=path, got=error) from None
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), notes)
 
 
-def _tokenizer_path(path: Path) -> Path:
-    """Where the tokeniser of an APR file goes."""
-    return path.with_name(f"{path.stem}.{TOKENIZER}")
+def _tokenizer_paths(path: Path) -> tuple[Path, Path]:
+    """Where the tokeniser of an APR file goes, and its settings where the metadata does not have them."""
+    return path.with_name(f"{path.stem}.{TOKENIZER}"), path.with_name(f"{path.stem}.{SETTINGS}")
 
 
-def _put_tokenizer(directory: Path, path: Path) -> tuple[str, ...]:
+def _put_tokenizer(source: ModelSource, path: Path) -> tuple[str, ...]:
     """The tokeniser beside an APR file, under its name; where there is none, a note that says so."""
-    target = _tokenizer_path(path)
+    target, settings = _tokenizer_paths(path)
+    directory = source.directory
+    if directory.is_file():
+        # Its settings go along in a file of their own: they were not known when the metadata was written.
+        with tempfile.TemporaryDirectory(prefix="qlassify-tokenizer-") as folder:
+            notes = _write_tokenizer(source, Path(folder))
+            if not notes:
+                shutil.copyfile(Path(folder) / TOKENIZER, target)
+                shutil.copyfile(Path(folder) / SETTINGS, settings)
+        return tuple(notes)
     if (directory / TOKENIZER).is_file():
         shutil.copyfile(directory / TOKENIZER, target)
         return ()
@@ -164,7 +182,7 @@ def _told(progress: Progress | None, name: str, number: int, count: int) -> Call
     return tell
 
 
-def _tensor(file: SafetensorsFile, name: str, kind: AprType | None, tell: Callable[[], None]) -> tuple[AprTensor, bool]:
+def _tensor(file: _File, name: str, kind: AprType | None, tell: Callable[[], None]) -> tuple[AprTensor, bool]:
     """(the tensor to write, whether its numbers are rounded)."""
     entry = file.entries[name]
     own = PLAIN.get(entry.dtype)
@@ -184,20 +202,39 @@ def _rounds(dtype: torch.dtype, kind: AprType) -> bool:
     return kind.quantized or (torch.promote_types(dtype, kind.decoded) != kind.decoded)
 
 
-def _total(files: tuple[SafetensorsFile, ...]) -> int:
+def _total(files: tuple[_File, ...]) -> int:
     return sum(entry.nbytes for file in files for entry in file.entries.values())
 
 
-def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[str, Any]:
+def _said(source: ModelSource) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a directory says beside its tensors, under our keys; and notes, of which there are none."""
+    said: dict[str, Any] = {CONFIG_KEY: read_settings(source.directory / "config.json")}
+    pooling, settings = source.directory / "1_Pooling" / "config.json", source.directory / SETTINGS
+    if pooling.is_file():
+        said[POOLING_KEY] = read_settings(pooling)
+    if settings.is_file():
+        said[SETTINGS_KEY] = read_settings(settings)
+    return said, ()
+
+
+def _said_by(base: FileBase) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a file says beside its tensors, under our keys; and what is not the same afterwards, in words."""
+    said: dict[str, Any] = {CONFIG_KEY: dict(base.settings)}
+    if base.pooling is not None:
+        said[POOLING_KEY] = base.pooling
+    return said, tuple(_left_behind(base))
+
+
+def _metadata(said: Mapping[str, Any], files: tuple[_File, ...]) -> dict[str, Any]:
     """The format's own keys as far as they are known, and what they cannot say under keys of ours."""
-    config = read_settings(source.directory / "config.json")
+    config = said[CONFIG_KEY]
     values: dict[str, Any] = {
         "model_type": str(config.get("model_type", "")),
         "architecture": config.get("model_type"),
-        "original_format": "safetensors",
-        "param_count": sum(entry.nbytes // entry.dtype.itemsize for file in files for entry in file.entries.values()),
-        CONFIG_KEY: config,
+        "original_format": "gguf" if any(isinstance(file, GgufBase) for file in files) else "safetensors",
+        "param_count": sum(math.prod(entry.shape) for file in files for entry in file.entries.values()),
         VERSION_KEY: __version__,
+        **said,
     }
     for key, theirs in GEOMETRY.items():
         if isinstance(config.get(theirs), (int, float)) and not isinstance(config[theirs], bool):
@@ -205,20 +242,14 @@ def _metadata(source: ModelSource, files: tuple[SafetensorsFile, ...]) -> dict[s
     rope = config.get("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
     if isinstance(rope, (int, float)):
         values |= {"rope_theta": rope, "rope_type": SPLIT_HALVES}
-    pooling, settings = source.directory / "1_Pooling" / "config.json", source.directory / SETTINGS
-    if pooling.is_file():
-        values[POOLING_KEY] = read_settings(pooling)
-    if settings.is_file():
-        values[SETTINGS_KEY] = read_settings(settings)
-        template = values[SETTINGS_KEY].get("chat_template")
-        values |= {"chat_template": template} if isinstance(template, str) else {}
-    return values
+    template = said.get(SETTINGS_KEY, {}).get("chat_template")
+    return values | ({"chat_template": template} if isinstance(template, str) else {})
 
 
 class _Tensors(Mapping[str, torch.Tensor]):
     """A file's tensors as a mapping of which nothing is held: each is read whenever it is asked for."""
 
-    def __init__(self, base: AprBase, progress: Progress | None) -> None:
+    def __init__(self, base: FileBase, progress: Progress | None) -> None:
         self._base = base
         self._progress = progress
 
@@ -236,7 +267,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
 
 def convert_to_directory(path: Path, directory: Path, *, progress: Progress | None = None) -> Conversion:
-    """Write a base model that is an APR file as a directory of safetensors, ``config.json`` and a tokeniser.
+    """Write a base model that is an APR or GGUF file as a directory of safetensors, ``config.json`` and a tokeniser.
 
     Numbers in few bits are written as the fp32 numbers that they stand for; nothing is rounded.
 
@@ -249,19 +280,19 @@ def convert_to_directory(path: Path, directory: Path, *, progress: Progress | No
         ModelError: the file cannot be read as a base model.
         ConfigError: there is something at ``directory`` already.
     """
-    if not is_apr_base(path):
-        raise ConfigError("not an APR file", where=path, wanted="FILE.apr DIRECTORY, or DIRECTORY FILE.apr")
+    if not is_file_base(path):
+        wanted = "FILE.apr or FILE.gguf and DIRECTORY, or DIRECTORY and FILE.apr"
+        raise ConfigError("not an APR or GGUF file", where=path, wanted=wanted)
     _require_absent(directory)
-    base = open_apr_base(path, verify=True)
+    base = open_file_base(path, verify=True)
     partial = directory.with_name(directory.name + ".partial")
     try:
         partial.mkdir(parents=True)
         write_safetensors(partial / WEIGHTS, _Tensors(base, progress), {"format": "pt"})
         _write_json(partial / "config.json", base.settings)
-        pooling = base.file.metadata.custom.get(POOLING_KEY)
-        if isinstance(pooling, dict):
+        if isinstance(base.pooling, dict):
             (partial / "1_Pooling").mkdir()
-            _write_json(partial / "1_Pooling" / "config.json", pooling)
+            _write_json(partial / "1_Pooling" / "config.json", base.pooling)
         notes = _write_tokenizer(resolve(str(path)), partial)
         partial.rename(directory)
     except FileExistsError:
@@ -282,13 +313,17 @@ def convert_to_directory(path: Path, directory: Path, *, progress: Progress | No
     )
 
 
-def _left_behind(base: AprBase) -> list[str]:
-    """What is in an APR file and not in the directory that it becomes, in words."""
+def _left_behind(base: FileBase) -> list[str]:
+    """What is in a file and not in what it becomes, in words."""
     decoded = sorted({entry.type.name for entry in base.entries.values() if entry.type.quantized})
     notes = [f"{name} is written as the fp32 numbers that it stands for" for name in decoded]
     known = (CONFIG_KEY, POOLING_KEY, SETTINGS_KEY, VERSION_KEY)
-    left = [key for key in base.file.metadata.custom if key not in known]
-    return [*notes, f"metadata without a place in a directory: {', '.join(left)}"] if left else notes
+    left = [key for key in base.file.metadata.custom if key not in known] if isinstance(base, AprBase) else []
+    if isinstance(base, GgufBase):
+        # What the architecture's and the tokeniser's keys say is in config.json and tokenizer.json.
+        apart = (f"{base.architecture}.", "tokenizer.", "general.architecture", "general.alignment")
+        left = [key for key in base.file.metadata if not key.startswith(apart)]
+    return [*notes, f"metadata without a place: {', '.join(left)}"] if left else notes
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What is in a model file: format, geometry, tensors, checksums. Nothing is loaded, and only headers are read.
 
-APR files and manifests, safetensors files, and folders of them (base models, adapters, saved classifiers, runs) answer
+APR, GGUF and safetensors files and folders of them (base models, adapters, saved classifiers, runs) answer
 in the same form. With ``verify`` whole files are read: checksums are computed, and numbers that are not finite found.
 """
 
@@ -20,6 +20,7 @@ from qlassify.formats.apr import AprFile, is_apr, open_apr
 from qlassify.formats.apr_checkpoint import ADAPTER_SUFFIX, TRAINING_SUFFIX, read_checkpoint
 from qlassify.formats.apr_shards import is_manifest, open_shards
 from qlassify.formats.finite import require_finite
+from qlassify.formats.gguf import GgufFile, is_gguf, open_gguf
 from qlassify.formats.safetensors import NAMES, SafetensorsFile, open_safetensors
 from qlassify.methods.state import CONFIG_FILE, WEIGHTS_FILE
 from qlassify.models.quantized import quantized_base
@@ -124,7 +125,8 @@ def inspect(path: Path, *, verify: bool = False) -> Inspection:
     """Look at a model file, or at a folder of such files.
 
     Args:
-        path: ``.apr``, ``.apr.json``, ``.safetensors``, a model directory, an adapter, a saved classifier, or a run.
+        path: ``.apr``, ``.apr.json``, ``.gguf``, ``.safetensors``, a model directory, an adapter, a saved classifier or
+            a run.
         verify: read whole files: checksums, hashes, and numbers that are not finite.
 
     Raises:
@@ -138,13 +140,15 @@ def inspect(path: Path, *, verify: bool = False) -> Inspection:
     if is_apr(path):
         file = open_apr(path)
         return Inspection(path, _apr_kind(file), (_apr(file, verify),), None, None)
+    if is_gguf(path):
+        return Inspection(path, "base model", (_gguf(open_gguf(path), verify),), None, None)
     if path.suffix == SUFFIX and path.is_file():
         return Inspection(path, "tensors", (_safetensors(path, verify),), None, None)
     raise ModelError(
         "not a model file",
         where=path,
         got="a file of another kind" if path.exists() else "nothing there",
-        wanted=".apr, .apr.json, .safetensors, a model directory, an adapter, a saved classifier or a run",
+        wanted=".apr, .apr.json, .gguf, .safetensors, a model directory, an adapter, a saved classifier or a run",
     )
 
 
@@ -173,6 +177,26 @@ def _apr(file: AprFile, verify: bool) -> FileFacts:
         ),
         metadata={**file.metadata.typed, **file.metadata.custom},
         checksums=checksums,
+    )
+
+
+def _gguf(file: GgufFile, verify: bool) -> FileFacts:
+    """Long arrays of the metadata are said by their lengths; the format has no checksum."""
+    if verify:
+        _require_finite(file)
+    return FileFacts(
+        path=file.path,
+        format=f"GGUF {file.version}",
+        flags=(),
+        bytes=file.path.stat().st_size,
+        tensors=tuple(
+            TensorFacts(name, entry.type.name, entry.shape, entry.nbytes) for name, entry in file.entries.items()
+        ),
+        metadata={
+            key: value if isinstance(value, (bool, int, float, str, list)) else str(value)
+            for key, value in file.metadata.items()
+        },
+        checksums={"sha256": _sha256(file.path) if verify else "not computed"},
     )
 
 
@@ -224,6 +248,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _require_finite(file: AprFile | SafetensorsFile) -> None:
+def _require_finite(file: AprFile | GgufFile | SafetensorsFile) -> None:
     for name in file.entries:
         require_finite(file.read(name), where=f"{file.path}: {name}")

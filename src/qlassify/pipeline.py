@@ -1,7 +1,7 @@
 """``ClassifyPipeline``: from a pretrained model and labelled text to a classifier, in the order things happen.
 
     from_pretrained   find and load the base model and its tokeniser
-    from_apr          the same for a model that is an APR file, with a tokeniser from anywhere
+    from_apr          the same for a model that is a file, with a tokeniser from anywhere; likewise from_gguf
     fit               read, label, split, tokenise, train, keep the best weights
     evaluate, predict, predict_proba
     from_peft         an adapter that PEFT trained
@@ -49,6 +49,7 @@ from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.selection import require_score
 from qlassify.forecasting import make_forecast, runtime_bytes
+from qlassify.formats.gguf import is_gguf
 from qlassify.models.apr_base import is_apr_base
 from qlassify.peft_classifier import is_adapter, load_peft_classifier
 from qlassify.planning.memory import available_memory_bytes
@@ -83,7 +84,7 @@ class ClassifyPipeline(StepwisePipeline):
         """Load a base model.
 
         Args:
-            base: a directory, an APR file, a packaged model, or a Hugging Face id.
+            base: a directory, an APR or GGUF file, a packaged model, or a Hugging Face id.
             config: settings; with None, ``fit`` chooses them for the data (see ``config.recommend``).
             labels: names of the classes, when they are known before ``fit``.
             tokenizer: a ``tokenizer.json`` or a directory in place of the base model's own.
@@ -118,9 +119,7 @@ class ClassifyPipeline(StepwisePipeline):
         *,
         labels: Sequence[str] | None = None,
     ) -> Self:
-        """``from_pretrained`` for an ``.apr`` file, or the manifest (``.apr.json``) of several, and nothing else.
-
-        Without a ``tokenizer``, it is looked for beside the file (see ``docs/formats.md``).
+        """``from_pretrained`` for ``.apr`` and ``.apr.json``; a tokeniser is looked for beside it (docs/formats.md).
 
         Raises:
             ModelError: not such a file, a damaged one, or no tokeniser; names every place that was tried.
@@ -129,6 +128,15 @@ class ClassifyPipeline(StepwisePipeline):
         if not is_apr_base(Path(path).expanduser()):
             raise ModelError("not an APR file", where=path, wanted="a .apr file, or a manifest .apr.json of several")
         return cls.from_pretrained(path, config, labels=labels, tokenizer=tokenizer)
+
+    @classmethod
+    def from_gguf(
+        cls, path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, **settings: Any
+    ) -> Self:
+        """``from_apr`` for a ``.gguf`` file, which may hold its tokeniser; settings are ``config`` and ``labels``."""
+        if not is_gguf(Path(path).expanduser()):
+            raise ModelError("not a GGUF file", where=path, wanted="a .gguf file")
+        return cls.from_pretrained(path, tokenizer=tokenizer, **settings)
 
     @classmethod
     def load(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError
-from qlassify.models.apr_base import is_apr_base
 from qlassify.models.backbone import load_model, require_whole
+from qlassify.models.file_base import is_file_base
 from qlassify.models.quantized import save_quantized
 from qlassify.models.source import resolve
 from qlassify.quant.linear import low_bit_layers
@@ -63,11 +63,11 @@ def quantize_model(base: str, directory: Path, config: QuantConfig | None = None
     source = resolve(base)
     if source.quantized() is not None:
         raise ConfigError("the base model is quantised already", where=source.directory)
-    if is_apr_base(source.directory):
+    if is_file_base(source.directory):
         raise ConfigError(
-            "an APR file is not quantised into a directory",
+            "a model file is not quantised into a directory",
             where=source.directory,
-            do="Convert it first: qlassify convert FILE.apr DIRECTORY. Training quantises it as it is: --method qlora.",
+            do="Convert it first: qlassify convert FILE DIRECTORY. Training quantises it as it is: --method qlora.",
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")

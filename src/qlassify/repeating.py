@@ -30,7 +30,7 @@ from qlassify.config.files import layer, read_settings
 from qlassify.config.run import RunConfig
 from qlassify.errors import CheckpointError, ConfigError, Interrupted
 from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, ModelEvent, PlanEvent
-from qlassify.models.apr_base import is_apr_base
+from qlassify.models.file_base import is_file_base
 from qlassify.runs import SEEDS, RunFolder
 from qlassify.training.loop import StopRequest, is_better
 
@@ -201,7 +201,7 @@ def _from_anywhere(settings: Mapping[str, Any], asked: RunConfig) -> Mapping[str
         "data": {name: str(Path(path).resolve()) for name, path in files.items() if path},
     }
     base = Path(asked.model.base).expanduser()
-    if base.is_dir() or is_apr_base(base):
+    if base.is_dir() or is_file_base(base):
         paths["model"] = {"base": str(base.resolve())}
     return layer(settings, paths)
 

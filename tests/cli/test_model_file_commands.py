@@ -56,7 +56,7 @@ def test_what_cannot_be_is_one_sentence(command: Command, tiny_base: Path, tmp_p
         (("inspect", tmp_path / "gone.apr"), "not a model file"),
         (("convert", tiny_base, tmp_path / "m.apr", "--type", "q4"), "an unknown type"),
         (("convert", tiny_base, tmp_path / "new", "--type", "f16"), "keeps the types"),
-        (("convert", tiny_base, tmp_path / "new"), "not an APR file"),
+        (("convert", tiny_base, tmp_path / "new"), "not an APR or GGUF file"),
         (("convert", tmp_path / "bad.apr", tmp_path / "new"), "version 1"),
     ):
         done = command(*arguments)

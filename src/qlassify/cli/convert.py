@@ -13,7 +13,7 @@ SHOWN_NAMES = 3
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Base model: a directory, an id, or an .apr file.")],
+    source: Annotated[str, typer.Argument(help="Base model: a directory, an id, or an .apr or .gguf file.")],
     target: Annotated[Path, typer.Argument(help="New .apr file; any other name is a new directory of safetensors.")],
     type: Annotated[str | None, typer.Option(help="Of matrices in an .apr file: f32, f16, bf16, aprq4, aprq8.")] = None,
     json: options.Json = False,

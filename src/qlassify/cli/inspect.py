@@ -17,7 +17,7 @@ SHOWN_CHARACTERS = 100
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A model file (.apr, .safetensors) or a folder: model, adapter, run.")],
+    path: Annotated[Path, typer.Argument(help="File (.apr, .gguf, .safetensors) or folder: model, adapter, run.")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all of it: checksums, hashes, finite numbers.")
     ] = False,

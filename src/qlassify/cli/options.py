@@ -26,7 +26,8 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help
 Base = Annotated[
     str | None,
     typer.Option(
-        help="Base model: a directory, an .apr file, a packaged model or an id of the hub.", rich_help_panel=MODEL
+        help="Base model: a directory, an .apr or .gguf file, a packaged model, an id of the hub.",
+        rich_help_panel=MODEL,
     ),
 ]
 Pooling = Annotated[str | None, typer.Option(help="auto, last, cls or mean.", rich_help_panel=MODEL)]

@@ -27,12 +27,14 @@ class TokenizerFiles:
     """A tokeniser that does not lie in a directory of its own.
 
     Attributes:
-        path: its ``tokenizer.json``, whatever it is called.
+        path: its ``tokenizer.json``, whatever it is called; or the file that it was made from.
         settings: what ``tokenizer_config.json`` would say.
+        content: what ``tokenizer.json`` would say, if it is no file; None when it is ``path``.
     """
 
     path: Path
     settings: Mapping[str, Any]
+    content: str | None = None
 
 
 @contextmanager
@@ -45,7 +47,10 @@ def staged(files: TokenizerFiles) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="qlassify-tokenizer-") as folder:
         directory = Path(folder)
         try:
-            shutil.copyfile(files.path, directory / TOKENIZER)
+            if files.content is None:
+                shutil.copyfile(files.path, directory / TOKENIZER)
+            else:
+                (directory / TOKENIZER).write_text(files.content, encoding="utf-8")
         except OSError as error:
             raise ModelError("cannot read the tokeniser", where=files.path, got=error) from None
         (directory / SETTINGS).write_text(json.dumps(dict(files.settings)), encoding="utf-8")

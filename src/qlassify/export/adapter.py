@@ -28,8 +28,8 @@ from qlassify.export.padding import ExportTokenizer
 from qlassify.export.result import Written
 from qlassify.methods import peft_format
 from qlassify.methods.state import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
-from qlassify.models.apr_base import is_apr_base
 from qlassify.models.backbone import has_optional_pooler, load_finished
+from qlassify.models.file_base import is_file_base
 from qlassify.models.sequence_head import SequenceHead
 from qlassify.peft_classifier import RECORD
 from qlassify.pipeline import ClassifyPipeline
@@ -42,11 +42,11 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
         ModelError: PEFT has no such method.
     """
     attachment = pipeline.trainable.attachment
-    if is_apr_base(pipeline.source.directory):
+    if is_file_base(pipeline.source.directory):
         raise ModelError(
-            "PEFT cannot load a base model that is an APR file",
+            "PEFT cannot load a base model that is a single file",
             where=pipeline.source.directory,
-            do="Export merged, or convert the base model first: qlassify convert FILE.apr DIRECTORY.",
+            do="Export merged, or convert the base model first: qlassify convert FILE DIRECTORY.",
         )
     base = str(pipeline.source.directory) if pipeline.source.kind == "path" else pipeline.source.name
     settings = peft_format.to_settings(attachment, base)

@@ -71,7 +71,8 @@ class AprFile:
             read_exactly(self.source, flat.numpy().data, entry.start, where=f"{self.path}: {name}")
             return flat.view(entry.dtype).view(entry.shape)
         out = own_memory(4 * math.prod(entry.shape)).view(torch.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # who asked looks for what is not finite
+        # A scale may be infinite and a code 0. What comes of it is looked for in the numbers, by whoever loads them.
+        with np.errstate(invalid="ignore", over="ignore"):
             self._decode(name, entry, out.numpy())
         return out.view(entry.shape)
 

@@ -30,6 +30,12 @@ _QWEN3 = _LLAMA | {
     "blk.{n}.attn_k_norm": "model.layers.{n}.self_attn.k_norm",
 }
 _GEMMA = {key: value for key, value in _LLAMA.items() if key != "output"}  # its output is its embedding
+_GEMMA2 = _GEMMA | {
+    "blk.{n}.post_attention_norm": "model.layers.{n}.post_attention_layernorm",
+    "blk.{n}.ffn_norm": "model.layers.{n}.pre_feedforward_layernorm",
+    "blk.{n}.post_ffw_norm": "model.layers.{n}.post_feedforward_layernorm",
+}
+_GEMMA3 = _GEMMA2 | {key: value for key, value in _QWEN3.items() if key not in _LLAMA}
 _FUSED = ("blk.{n}.attn_q", "blk.{n}.attn_k", "blk.{n}.attn_v", "blk.{n}.ffn_gate")
 _PHI3 = {key: value for key, value in _LLAMA.items() if key not in _FUSED} | {
     "blk.{n}.attn_qkv": "model.layers.{n}.self_attn.qkv_proj",
@@ -49,7 +55,16 @@ _BERT = {
     "blk.{n}.ffn_down": "encoder.layer.{n}.output.dense",
     "blk.{n}.layer_output_norm": "encoder.layer.{n}.output.LayerNorm",
 }
-TABLES = {"llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _QWEN3, "gemma": _GEMMA, "phi3": _PHI3, "bert": _BERT}
+TABLES = {
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _QWEN3,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
+    "gemma3": _GEMMA3,
+    "phi3": _PHI3,
+    "bert": _BERT,
+}
 """Architecture -> GGUF's name of a module -> transformers' name, ``{n}`` standing for the layer."""
 _LAYER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
 _GGUF = re.compile(r"token_embd\.weight|blk\.\d+\..+")

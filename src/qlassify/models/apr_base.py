@@ -11,14 +11,13 @@ came from there say so by ``rope_type`` 0, and the rows are put back when they a
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlassify.errors import ModelError
 from qlassify.formats.apr import AprFile, is_apr, open_apr
@@ -58,6 +57,16 @@ class AprBase:
     names: Mapping[str, str]
     entries: Mapping[str, AprEntry]
     paired_heads: Mapping[str, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file, or the manifest of several."""
+        return self.file.path
+
+    @property
+    def pooling(self) -> Any:
+        """What sentence-transformers said of pooling, as the metadata has it; None without."""
+        return self.file.metadata.custom.get(POOLING_KEY)
 
     def read(self, name: str) -> Tensor:
         """One tensor as transformers wants it.
@@ -104,27 +113,6 @@ def open_apr_base(path: Path, *, verify: bool = False) -> AprBase:
     settings = settings_of(Geometry(path, file.metadata.typed, shapes), architecture)
     heads = _paired_heads(path, file.metadata, architecture, stored, settings)
     return AprBase(file, {"model_type": architecture, **settings}, names, entries, heads)
-
-
-def require_numbers(base: AprBase, model: nn.Module | None) -> None:
-    """Refuse a configuration of a larger model than there are numbers for, before memory is taken for it.
-
-    Args:
-        base: the file.
-        model: the architecture on the meta device.
-
-    Raises:
-        ModelError: it has more parameters than the file has numbers.
-    """
-    there = sum(math.prod(entry.shape) for entry in base.entries.values())
-    wanted = 0 if model is None else sum(parameter.numel() for parameter in model.parameters())
-    if wanted > there:
-        raise ModelError(
-            "tensors of the model are missing from its files, or its configuration is of a larger model",
-            where=base.file.path,
-            got=f"{there} numbers",
-            wanted=f"{wanted}, as the configuration says",
-        )
 
 
 def _require_few_layers(path: Path, settings: Mapping[str, Any], tensors: int) -> None:

@@ -32,7 +32,7 @@ from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
-from qlassify.models.apr_base import is_apr_base, open_apr_base, require_numbers
+from qlassify.models.file_base import is_file_base, open_file_base, require_numbers
 from qlassify.models.lazy_tensors import load_lazily
 from qlassify.models.low_bit import QuantError, load_low_bit
 from qlassify.models.packed_layout import PackedLayout
@@ -326,7 +326,7 @@ def load_model(
                     residual_rank,
                     **arguments,
                 )
-            if is_apr_base(directory):
+            if is_file_base(directory):
                 files = _files(directory, config)
                 return *load_lazily(_model_class(config, AutoModel), config, files, dtype, **arguments), None
             model, info = AutoModel.from_pretrained(
@@ -345,16 +345,16 @@ def load_model(
 
 
 def _files(directory: Path, config: Any) -> tuple[TensorFile, ...]:
-    """A model's tensors; those of an APR file after its checksum was computed (F-CKPT-011)."""
-    if is_apr_base(directory):
-        base = open_apr_base(directory, verify=True)
+    """A model's tensors; those of a file after its checksum was computed, if it has one (F-CKPT-011)."""
+    if is_file_base(directory):
+        base = open_file_base(directory, verify=True)
         require_numbers(base, empty_model(config, torch.float32, classifier=False))
         return (base,)
     return tuple(open_safetensors(path) for path in weight_files(directory))
 
 
 def load_config(directory: Path) -> Any:
-    """transformers' configuration of a model directory, or of an APR file.
+    """transformers' configuration of a model directory, or of a file in its place.
 
     Raises:
         ModelError: it is not one that transformers knows.
@@ -362,8 +362,8 @@ def load_config(directory: Path) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     try:
-        if is_apr_base(directory):
-            settings = dict(open_apr_base(directory).settings)
+        if is_file_base(directory):
+            settings = dict(open_file_base(directory).settings)
             return CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
         return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:

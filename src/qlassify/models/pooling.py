@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qlassify.errors import ModelError
-from qlassify.models.apr_base import POOLING_KEY, is_apr_base, read_apr_metadata
+from qlassify.models.file_base import is_file_base, open_file_base
 from qlassify.models.packed_layout import PackedLayout
 
 PoolingMode = Literal["last", "cls", "mean"]
@@ -60,8 +60,8 @@ def choose_pooling(directory: Path, *, causal: bool) -> PoolingMode:
         ModelError: ``1_Pooling/config.json`` exists and names a pooling that is not one of ours.
     """
     path = directory / "1_Pooling" / "config.json"
-    if is_apr_base(directory):
-        settings = read_apr_metadata(directory).custom.get(POOLING_KEY)
+    if is_file_base(directory):
+        settings = open_file_base(directory).pooling
     else:
         try:
             settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -22,9 +22,13 @@ from qlassify.errors import ModelError
 from qlassify.formats.apr import SUFFIX as APR_SUFFIX
 from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.apr_shards import MANIFEST_SUFFIX, is_manifest, shard_paths
+from qlassify.formats.gguf import SUFFIX as GGUF_SUFFIX
+from qlassify.formats.gguf import is_gguf
 from qlassify.formats.safetensors import open_safetensors
-from qlassify.models.apr_base import is_apr_base, open_apr_base, read_apr_metadata
+from qlassify.models.apr_base import is_apr_base, read_apr_metadata
 from qlassify.models.apr_tokenizer import find_tokenizer, given_tokenizer
+from qlassify.models.file_base import is_file_base, open_file_base
+from qlassify.models.gguf_tokenizer import find_gguf_tokenizer
 from qlassify.models.quantized import WEIGHTS, QuantizedBase, quantized_base, verify
 
 
@@ -60,7 +64,7 @@ class ModelSource:
 
     Attributes:
         name: what the user wrote.
-        directory: the folder with config.json, weights and tokeniser; or the APR file that holds the weights.
+        directory: the folder with config.json, weights and tokeniser; or the APR or GGUF file that holds the weights.
         kind: ``path``, ``package``, ``cache`` or ``hub``.
     """
 
@@ -69,7 +73,7 @@ class ModelSource:
     kind: str
 
     def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files in the order of their names, or the APR files.
+        """The safetensors files in the order of their names, or the APR files, or the GGUF file.
 
         Raises:
             ModelError: there are none.
@@ -87,8 +91,10 @@ class ModelSource:
             given: what the user names: a directory or a ``tokenizer.json``; None to look where the model is.
 
         Raises:
-            ModelError: there is none for an APR file; names every place that was tried.
+            ModelError: there is none for an APR or GGUF file; names every place that was tried.
         """
+        if is_gguf(self.directory):
+            return find_gguf_tokenizer(self.directory, given)
         if not is_apr_base(self.directory):
             return self.directory if given is None else given_tokenizer(given, AprMetadata({}, {}))
         metadata = read_apr_metadata(self.directory)
@@ -110,12 +116,12 @@ class ModelSource:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model directory, in the order of their names; APR files in place of a directory.
+    """The safetensors files of a model directory, in the order of their names; files in place of a directory.
 
     Raises:
         ModelError: there are none, or one that the index names is missing.
     """
-    if is_apr_base(directory):
+    if is_file_base(directory):
         return (directory, *shard_paths(directory)) if is_manifest(directory) else (directory,)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -156,7 +162,7 @@ def resolve(name: str, *, offline: bool = False) -> ModelSource:
     """Find the base model ``name``.
 
     Args:
-        name: a directory, an APR file, a packaged model's name, or a Hugging Face id such as ``org/model``.
+        name: a directory, an APR or GGUF file, a packaged model's name, or a Hugging Face id such as ``org/model``.
         offline: never ask the hub.
 
     Raises:
@@ -165,16 +171,16 @@ def resolve(name: str, *, offline: bool = False) -> ModelSource:
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked(ModelSource(name, path.resolve(), "path"))
-    if is_apr_base(path):
+    if is_file_base(path):
         # Not resolve: what a link leads to may be called anything, and has no tokeniser beside it.
-        open_apr_base(path.absolute())
+        open_file_base(path.absolute())
         return ModelSource(name, path.absolute(), "path")
-    if path.is_file() or name.startswith((".", "/", "~")) or name.endswith((APR_SUFFIX, MANIFEST_SUFFIX)):
+    if path.is_file() or name.startswith((".", "/", "~")) or name.endswith((APR_SUFFIX, MANIFEST_SUFFIX, GGUF_SUFFIX)):
         raise ModelError(
             "not a model directory",
             where=name,
             got=None if path.is_file() else "nothing there",
-            wanted="a folder with config.json and *.safetensors, or an .apr file",
+            wanted="a folder with config.json and *.safetensors, or an .apr or .gguf file",
         )
     packaged = _packaged(name)
     if packaged is not None:
