@@ -136,7 +136,8 @@ def trainer(job: Job) -> Record:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(job["base"])
+    # The file as it is: beside some architectures AutoTokenizer would build another one from its words.
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(job["base"])
     torch.manual_seed(job["seed"])  # of the head and the adapters
     model = peer_model(job, tokenizer)
     if job["compile"]:

@@ -55,7 +55,9 @@ def hashes(pipeline: ClassifyPipeline) -> dict[str, str]:
 def trained(tiny_base: Path, train_csv: Path) -> ClassifyPipeline:
     """A pipeline that has learned; tests only look at it."""
     torch.set_num_threads(1)
-    pipeline = ClassifyPipeline.from_pretrained(tiny_base, config(lora_dropout=0.1))
+    # Over eight seeds 0.91 to 0.99 of new texts; at twice the rate some end at 0.89.
+    settings = config(lora_dropout=0.1, epochs=8, learning_rate=5e-3)
+    pipeline = ClassifyPipeline.from_pretrained(tiny_base, settings)
     pipeline.fit(train_csv)
     return pipeline
 
@@ -405,7 +407,7 @@ def test_several_labels_are_learned_saved_and_predicted(tiny_base: Path, tmp_pat
     settings = RunConfig(
         model={"precision": "fp32", "device": "cpu", "pooling": "mean"},  # type: ignore[arg-type]
         method={"rank": 4},  # type: ignore[arg-type]
-        training={"epochs": 8, "batch_size": 16, "learning_rate": 1e-2, "selection_metric": "micro_f1"},  # type: ignore[arg-type]
+        training={"epochs": 16, "batch_size": 16, "learning_rate": 5e-3, "selection_metric": "micro_f1"},  # type: ignore[arg-type]
     )
     pipeline = ClassifyPipeline.from_pretrained(tiny_base, settings)
     pipeline.fit(path)
@@ -416,7 +418,8 @@ def test_several_labels_are_learned_saved_and_predicted(tiny_base: Path, tmp_pat
     predicted = pipeline.predict(texts)
     assert predicted == [tuple(n for n, p in zip(LABELS, row, strict=True) if p >= 0.5) for row in scores]
     wanted = np.array([[label in labels for label in LABELS] for _, labels in held_out])
-    assert ((scores >= 0.5) == wanted).mean() > 0.7, "chance is one half, give or take 0.03 on 240 flags"
+    # Over eight seeds 0.93 to 0.99.
+    assert ((scores >= 0.5) == wanted).mean() > 0.85, "chance is one half, give or take 0.03 on 240 flags"
     pipeline.save(tmp_path / "saved")
     again = ClassifyPipeline.load(tmp_path / "saved")
     assert again.labels == pipeline.labels
