@@ -102,7 +102,8 @@ class Kernel:
         body: numba's ``body(numbers, first, last)``; ``numbers`` is the address of int64 numbers: addresses, counts,
             strides, and the bits of fp32 numbers.
         task: ``task(data)``, which calls the body for one ``next_part`` after the other, and ``part_done`` behind
-            each; compiled when there are parts.
+            each; compiled when there are parts. Each kernel writes this loop out for its own body: numba keeps no
+            function on disk that gets another one as an argument.
     """
 
     def __init__(self, body: Any, task: Callable[..., None]) -> None:
