@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types bench-setup clean
+.PHONY: demo test test-faults check lint types bench-setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qlassify demo
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-faults: $(VENV)/.dev
+	QLASSIFY_TEST_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

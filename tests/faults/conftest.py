@@ -1,0 +1,53 @@
+"""Counts of the harm that the tests in this folder do, printed after them, and how much of it they are to do.
+
+    make test-faults
+
+runs this folder alone and in full: every kill, every mutation. In the whole suite the same tests do less of the same.
+A test says what it did with ``tally("kills survived", 10)``; only tests that passed are counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+PREFIX = "faults: "
+FULL = "QLASSIFY_TEST_FAULTS"
+"""Environment variable; ``full`` asks for everything."""
+
+Tally = Callable[[str, int], None]
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    """Count what a test survived: call it with the name of a kind of fault and a number."""
+
+    def count(kind: str, number: int) -> None:
+        record_property(PREFIX + kind, number)
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def full_faults() -> bool:
+    """Whether everything is to be tried, and not the short form that runs with the whole suite."""
+    return os.environ.get(FULL) == "full"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the counts of all tests that passed, and how many failed."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, number in report.user_properties:
+            if name.startswith(PREFIX):
+                counts[name.removeprefix(PREFIX)] += int(str(number))
+    if not counts:
+        return
+    lost = [report.nodeid for report in terminalreporter.getreports("failed") if "faults/" in report.nodeid]
+    terminalreporter.section("faults survived")
+    for kind, number in sorted(counts.items()):
+        terminalreporter.write_line(f"{number:6,}  {kind}")
+    terminalreporter.write_line(f"{len(lost):6,}  lost")
