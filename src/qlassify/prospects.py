@@ -128,10 +128,7 @@ def _measured(preparation: Preparation) -> float | None:
         loop = pipeline.training_loop(preparation.dataset, preparation.encoded)
         if not isinstance(loop, TrainingLoop):
             return None
-        loop.rehearse()  # the first one also compiles kernels
-        # The middle one of three: a hiccup of the machine should not speak for the whole run.
-        tries = sorted((loop.rehearse() for _ in range(3)), key=lambda one: one.seconds)
-        return preparation.training_seconds(tries[1])
+        return preparation.training_seconds(loop.rehearse())
 
 
 def _what_would_fit(

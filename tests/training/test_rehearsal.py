@@ -11,7 +11,14 @@ import torch
 from qlassify.errors import CheckpointError
 from qlassify.training import rehearsal
 from qlassify.training.checkpoint import CheckpointStore
-from qlassify.training.rehearsal import NEGLIGIBLE, SAMPLE, checkpoint_seconds, update_seconds
+from qlassify.training.rehearsal import (
+    NEGLIGIBLE,
+    SAMPLE,
+    SAMPLE_SHARE,
+    checkpoint_seconds,
+    update_seconds,
+    usual_seconds,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,6 +59,42 @@ def test_a_sample_s_checkpoint_is_scaled_and_removed(
         assert 12 * min(count, SAMPLE) < size < 12 * min(count, SAMPLE) + 5000
     assert len(sizes) == (wanted > 0)
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_of_a_large_checkpoint_a_share_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixty-fourth of the real sizes, so that nothing large is written here."""
+    monkeypatch.setattr(rehearsal, "SAMPLE", SAMPLE // 64)
+    monkeypatch.setattr(rehearsal, "NEGLIGIBLE", NEGLIGIBLE // 64)
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        CheckpointStore, "save", lambda _, state: sizes.append(state.trainable["stand_in"].numel()) or tmp_path
+    )
+    for count in (SAMPLE // 64, SAMPLE // 64 * SAMPLE_SHARE, SAMPLE // 64 * SAMPLE_SHARE * 3):
+        checkpoint_seconds(count, tmp_path)
+    assert sizes == [SAMPLE // 64, SAMPLE // 64, SAMPLE // 64 * 3]
+
+
+@pytest.mark.parametrize(
+    ("takes", "wanted"),
+    [
+        pytest.param([0.5, 0.2, 0.3], 0.3, id="middle"),
+        pytest.param([0.5, 0.2, 9.0], 0.5, id="hiccup"),
+        pytest.param([1.0, 2.5], 1.0, id="slow"),
+        pytest.param([9.0, 4.0], 4.0, id="slow-and-cold"),
+    ],
+)
+def test_usual_work_is_tried_thrice_and_slow_work_twice(
+    takes: list[float], wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, left = 0.0, list(takes)
+
+    def work() -> None:
+        nonlocal now
+        now += left.pop(0)
+
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: now)
+    assert usual_seconds(work) == pytest.approx(wanted)  # sums of fractions
+    assert not left
 
 
 @pytest.mark.parametrize("below", ["", "run/checkpoints"])

@@ -34,7 +34,7 @@ from qlassify.training.events import (
     TrainingEvent,
 )
 from qlassify.training.order import StepOrder
-from qlassify.training.rehearsal import Rehearsal, checkpoint_seconds, update_seconds
+from qlassify.training.rehearsal import Rehearsal, checkpoint_seconds, update_seconds, usual_seconds
 from qlassify.training.schedule import rate_factor, warmup_steps
 from qlassify.training.step import BatchResult, Stepper, Targets, restore, snapshot
 
@@ -184,9 +184,8 @@ class TrainingLoop:
         state = self._dropout_generator.get_state()
         try:
             self.stepper.rehearse(heaviest, self.data.targets)
-            started = time.perf_counter()
-            tokens = self.stepper.rehearse(tuple(micro_batches(encoded, typical, budget)), self.data.targets)
-            seconds = time.perf_counter() - started
+            ordinary = tuple(micro_batches(encoded, typical, budget))
+            seconds = usual_seconds(lambda: self.stepper.rehearse(ordinary, self.data.targets))
         except torch.OutOfMemoryError as error:
             raise MemoryPlanError(
                 "the heaviest step does not fit the device's memory",
@@ -200,7 +199,7 @@ class TrainingLoop:
         count = sum(parameter.numel() for parameter in trained)
         return Rehearsal(
             max(batch.num_tokens for batch in heaviest),
-            tokens,
+            sum(batch.num_tokens for batch in ordinary),
             seconds,
             update_seconds(count, trained[0].device),
             checkpoint_seconds(count, None if self.store is None else self.store.directory),

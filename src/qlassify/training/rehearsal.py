@@ -3,13 +3,18 @@
 Forward and backward are timed on the run itself (``TrainingLoop.rehearse``). What comes after them grows with the
 trained values alone: dividing, clipping and moving them, and writing them to disk. Full fine-tuning spends a quarter of
 its time on these, LoRA next to none. Both are timed on a few million numbers and scaled: they are read and written from
-one end to the other, so time per number is the same.
+one end to the other, so time per number is nearly the same; gigabytes go to a disk at a lower rate than megabytes,
+which the caches of the system take, so a large checkpoint is tried on a larger sample.
+
+An ordinary step is tried more than once, because the first one of its length also compiles what it needs and other
+programs can be in the way of any of them.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +28,8 @@ from qlassify.training.step import clipped_
 
 SAMPLE = 1 << 22
 """Numbers that are tried at most: 16 MiB, more than caches hold beside gradients and moments."""
+SAMPLE_SHARE = 16
+"""Of a checkpoint, a sixteenth is tried if that is more than ``SAMPLE``."""
 NEGLIGIBLE = 1 << 20
 """Trained values below which writing them is not worth trying out."""
 
@@ -44,6 +51,20 @@ class Rehearsal:
     seconds: float
     update_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
+
+
+ENOUGH_SECONDS = 3.0
+"""Two tries that took so long are not followed by a third."""
+
+
+def usual_seconds(work: Callable[[], object]) -> float:
+    """Wall time of what is done again and again: the middle of three tries, of slow work the shorter of two."""
+    tries: list[float] = []
+    while len(tries) < 2 or (len(tries) < 3 and sum(tries) < ENOUGH_SECONDS):
+        started = time.perf_counter()
+        work()
+        tries.append(time.perf_counter() - started)
+    return sorted(tries)[(len(tries) - 1) // 2]
 
 
 def update_seconds(count: int, device: torch.device) -> float:
@@ -76,7 +97,7 @@ def checkpoint_seconds(count: int, folder: Path | None) -> float:
     """
     if count < NEGLIGIBLE:
         return 0.0
-    size = min(count, SAMPLE)
+    size = min(count, max(SAMPLE, count // SAMPLE_SHARE))
     tensors = {"stand_in": torch.zeros(size)}
     moments = {f"{kind}/stand_in": torch.zeros(size) for kind in ("exp_avg", "exp_avg_sq")}
     state = Checkpoint(Progress(), tensors, moments, {}, torch.zeros(8, dtype=torch.uint8))

@@ -102,15 +102,10 @@ class Stepper:
         self._tokens += tokens
         return BatchResult(loss / max(1, total), correct, total, applied=False, num_tokens=tokens)
 
-    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> int:
-        """Compute gradients of some micro-batches and forget them.
-
-        Returns:
-            The tokens that were computed.
-        """
-        result = self.accumulate(batches, targets)
+    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> None:
+        """Compute gradients of some micro-batches and forget them."""
+        self.accumulate(batches, targets)
         self._forget()
-        return result.num_tokens
 
     def apply(self) -> BatchResult:
         """Divide the summed gradients by the number of rows, clip, move, and start afresh."""
