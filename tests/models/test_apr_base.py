@@ -390,14 +390,6 @@ def test_the_tokeniser_is_looked_for_in_order(tiny_directories: dict[str, Path],
         source.tokenizer_files(tmp_path / "gone")
 
 
-def test_a_vocabulary_in_the_file_is_not_taken_for_a_tokeniser(bare: dict[str, Path], tmp_path: Path) -> None:
-    said = {"tokenizer.vocabulary": ["a"], "tokenizer.merges": []}
-    path = by_geometry(bare["llama"], tmp_path / "m.apr", "llama", **said)
-    with pytest.raises(ModelError, match="no tokeniser for the model") as caught:
-        resolve(str(path)).tokenizer_files()
-    assert "a vocabulary, but not how text is split" in str(caught.value.got)
-
-
 def test_settings_of_the_tokeniser_come_from_beside_it_else_from_the_file(
     bare: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,6 @@ import gguf
 import pytest
 import tokenizers
 import transformers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from qlassify.data.tokenise import TextEncoder
@@ -18,43 +17,22 @@ from qlassify.errors import ModelError
 from qlassify.models.gguf_tokenizer import find_gguf_tokenizer
 from qlassify.models.source import resolve
 from tiny_gguf import write_gguf
-from tiny_jobs import make_rows, save_tokenizer
+from tiny_jobs import save_tokenizer
 from tiny_models import save_tiny_model
+from tiny_tokenizers import SPECIAL, TEXTS, byte_level, merges_of, tokens_of
 
-TEXTS = [text for text, _ in make_rows(60, seed=4)] + ["The DOG, 12345 times!", "größer\n\n als  das", "don't ½ 你好"]
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "rope_scaling": None, "dtype": "float32"}
-
-
-def byte_level(vocabulary: int, split: str) -> tokenizers.Tokenizer:
-    """A tokeniser of bytes, trained on the texts."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_special_tokens([tokenizers.AddedToken(one, special=True, normalized=False) for one in SPECIAL])
-    return tokenizer
 
 
 def said_of(tokenizer: tokenizers.Tokenizer, rule: str) -> dict[str, Any]:
     """What llama.cpp's converter writes of a tokeniser of bytes."""
-    vocabulary = tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    vocabulary, tokens = tokenizer.get_vocab(), tokens_of(tokenizer)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": rule,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3 if token in SPECIAL else 1 for token in tokens],
-        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        "tokenizer.ggml.merges": merges_of(tokenizer),
         "tokenizer.ggml.eos_token_id": vocabulary["<|im_end|>"],
         "tokenizer.ggml.padding_token_id": vocabulary["<|endoftext|>"],
     }
@@ -68,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_tokeniser_of_bytes_is_built(base: Path, tmp_path: Path) -> None:
-    original = byte_level(320, PRETOKENIZE_REGEX)
+    original = byte_level(320, PRETOKENIZE_REGEX, composing=True)
     path = write_gguf(base, tmp_path / "m.gguf", more=said_of(original, "qwen2"))
     encoder = TextEncoder.load(resolve(str(path)).tokenizer_files(), 512)
     encoded = encoder.encode(TEXTS)
@@ -181,7 +159,7 @@ def test_what_lies_beside_goes_first_and_what_is_named_before_it(base: Path, tmp
     [
         ({"tokenizer.ggml.model": "bert"}, "kind 'bert'"),
         ({"tokenizer.ggml.model": "rwkv"}, "kind 'rwkv'"),
-        ({"tokenizer.ggml.pre": "of tomorrow"}, "rule for splitting text that is not known, tokenizer.ggml.pre"),
+        ({"tokenizer.ggml.pre": "of tomorrow"}, "rule for splitting text that is not known, 'of tomorrow'"),
         ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": False}, "no space before a text"),
         ({"tokenizer.ggml.tokens": [1, 2, 3]}, "a vocabulary that is not built"),
         ({"tokenizer.ggml.tokens": ["a", "a", "b"]}, "vocabulary"),

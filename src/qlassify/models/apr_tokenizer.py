@@ -7,8 +7,10 @@ Programs that read the format look in different places. All are tried, the ones 
     tokenizer.json                             in the same folder
     tokenizer.vocabulary and tokenizer.merges  in the file's metadata
 
-The last is not enough to tokenise with: how text is split before merges are applied, and what stands around it, is not
-in it, and a guess would give other tokens than the model was trained on. It is therefore recognised and refused.
+How text is split before merges are applied is not in the metadata. Of the families in ``RULES`` all members split it in
+one way, and their tokeniser is built (``vocabulary_tokenizer``). Others share an architecture and not a tokeniser
+(Llama's), or lower-case or do not (BERT's): a guess would give other tokens than the model was trained on, so their
+vocabulary is recognised and refused.
 
 Settings come from ``<same prefix>tokenizer_config.json`` beside the tokeniser, else from the copy that our converter
 puts into the metadata, else from the special tokens that the metadata names.
@@ -22,9 +24,12 @@ from typing import Any
 from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, TokenizerFiles, read_settings
 from qlassify.errors import ModelError
 from qlassify.formats.apr_metadata import AprMetadata
+from qlassify.models.vocabulary_tokenizer import CONTROL, Vocabulary, build_tokenizer
 
 SETTINGS_KEY = "qlassify.tokenizer_config"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+RULES = {"gpt2": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
+"""Architecture -> how all its members split text, by GGUF's name. None of them puts anything around a text."""
 
 
 def find_tokenizer(path: Path, metadata: AprMetadata) -> TokenizerFiles:
@@ -37,15 +42,47 @@ def find_tokenizer(path: Path, metadata: AprMetadata) -> TokenizerFiles:
     for candidate in tried:
         if candidate.is_file():
             return TokenizerFiles(candidate, _settings(candidate, metadata))
-    embedded = "tokenizer.vocabulary" in metadata.custom
+    got = "none of " + ", ".join(str(one) for one in tried)
+    if metadata.custom.get("tokenizer.vocabulary") is None:
+        got += "; no vocabulary in the file"
+    else:
+        try:
+            return _embedded(path, metadata)
+        except ModelError as error:
+            got += f"; of the vocabulary in the file: {error.what}, {error.got}"
     raise ModelError(
         "no tokeniser for the model",
         where=path,
-        got="none of " + ", ".join(str(one) for one in tried)
-        + ("; the file holds a vocabulary, but not how text is split before it" if embedded else ""),
+        got=got,
         wanted="a tokenizer.json",
         do="Put it beside the file under one of these names, or name it: from_apr(path, tokenizer=...).",
-    )  # fmt: skip
+    )
+
+
+def _embedded(path: Path, metadata: AprMetadata) -> TokenizerFiles:
+    """A tokeniser of the vocabulary and the merges in the metadata.
+
+    Raises:
+        ModelError: they do not say enough.
+    """
+    architecture = metadata.typed.get("architecture")
+    rule = RULES.get(str(architecture).lower())
+    if rule is None:
+        raise ModelError("how text is split before it is not known for this architecture", got=repr(architecture))
+    tokens, merges = (metadata.custom.get(f"tokenizer.{name}") for name in ("vocabulary", "merges"))
+    for name, values in (("vocabulary", tokens), ("merges", merges)):
+        if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
+            raise ModelError(f"tokenizer.{name} is no list of strings", got=type(values).__name__)
+    assert isinstance(tokens, list)
+    assert isinstance(merges, list)
+    # What merges cannot come to is never cut into pieces: special tokens, which the metadata does not list.
+    reached = {"".join(merge.split(" ")) for merge in merges}
+    kinds = [1 if len(token) == 1 or token in reached else CONTROL for token in tokens]
+    lists = {"tokens": tokens, "merges": merges, "token_type": kinds}
+    special = {name: token for name, token in _special(metadata).items() if token in tokens}
+    built = build_tokenizer(Vocabulary("gpt2", rule, "phi3", lists, special, begins=False, ends=False), path)
+    kept = metadata.custom.get(SETTINGS_KEY)
+    return TokenizerFiles(path, kept if isinstance(kept, dict) else built.settings, built.content)
 
 
 def given_tokenizer(given: Path, metadata: AprMetadata) -> Path | TokenizerFiles:
@@ -74,7 +111,10 @@ def _settings(tokenizer: Path, metadata: AprMetadata) -> dict[str, Any]:
     kept = metadata.custom.get(SETTINGS_KEY)
     if isinstance(kept, dict):
         return kept
-    # The class that takes tokenizer.json as it is.
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **_special(metadata)}  # takes tokenizer.json as it is
+
+
+def _special(metadata: AprMetadata) -> dict[str, str]:
+    """transformers' name -> token, for those that the metadata names."""
     special = metadata.typed.get("special_tokens", {})
-    return settings | {name: special[name] for name in SPECIAL_TOKENS if isinstance(special.get(name), str)}
+    return {name: special[name] for name in SPECIAL_TOKENS if isinstance(special.get(name), str)}

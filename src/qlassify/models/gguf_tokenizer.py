@@ -1,12 +1,10 @@
 """The tokeniser of a base model that is a GGUF file: beside it as for APR files, else built from its metadata.
 
 Beside the file the same names are tried as for APR (``apr_tokenizer``). A GGUF file also holds a vocabulary, merges or
-scores, special tokens and the name of a rule for splitting text, and transformers builds a tokeniser of these. Here it
-is given our own reading of the metadata, and three things are not taken over. Where it does not know the rule for
-splitting, it takes GPT-2's, which gives other tokens than the model was trained on; such a file is refused. Files of
-Llama 3 do not always say that a text begins with a token of its own, which the model was trained with. And for Llama's
-SentencePiece it adds no space before a text that begins with one, as the model's own tokeniser does; its rule for Phi-3
-is that tokeniser's, and is taken for both.
+scores, special tokens and the name of a rule for splitting text, of which a tokeniser is built
+(``vocabulary_tokenizer``). Files of Llama 3 do not always say that a text begins with a token of its own, which the
+model was trained with. And for Llama's SentencePiece transformers adds no space before a text that begins with one, as
+the model's own tokeniser does; its rule for Phi-3 is that tokeniser's, and is taken for both.
 
 WordPiece vocabularies (BERT) are not built: whether text is lower-cased first is not in the file.
 """
@@ -21,14 +19,13 @@ from qlassify.errors import ModelError
 from qlassify.formats.apr_metadata import AprMetadata
 from qlassify.formats.gguf import GgufFile, open_gguf
 from qlassify.models.apr_tokenizer import candidates, given_tokenizer
+from qlassify.models.vocabulary_tokenizer import LLAMA3_RULES, Vocabulary, build_tokenizer
 
 PREFIX = "tokenizer.ggml."
 KINDS = ("gpt2", "llama")
 """``tokenizer.ggml.model`` of the kinds that are built: BPE of bytes, and SentencePiece."""
 OWN_PREFIX = ("gemma", "gemma2", "gemma3", "phi3")
 """Architectures that transformers has a rule for, whatever a file says of the space before a text."""
-GPT2_RULES = ("gpt-2", "gpt2", "default")
-LLAMA3_RULES = ("llama3", "llama-v3", "llama-bpe")
 SPECIAL = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -88,44 +85,21 @@ def _built(file: GgufFile, tokens: list[Any]) -> TokenizerFiles:
     kind = file.metadata.get(f"{PREFIX}model")
     if kind not in KINDS or not tokens or not all(isinstance(one, str) for one in tokens):
         raise ModelError("a vocabulary that is not built", got=f"{len(tokens)} tokens of kind {kind!r}")
-    try:
-        from transformers import PreTrainedTokenizerFast
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-            GGUF_PRE_TOKENIZER_SPLITS,
-            convert_gguf_tokenizer,
-        )
-    except ImportError as error:
-        raise ModelError("a newer transformers is needed to build it", got=error) from None
     rule = str(file.metadata.get(f"{PREFIX}pre"))
-    if kind == "gpt2" and rule not in GGUF_PRE_TOKENIZER_SPLITS and rule not in GPT2_RULES:
-        raise ModelError("a rule for splitting text that is not known", got=f"{PREFIX}pre {rule!r}")
     architecture = str(file.metadata.get("general.architecture"))
     if kind == "llama" and architecture not in OWN_PREFIX and file.metadata.get(f"{PREFIX}add_space_prefix") is False:
         raise ModelError("no space before a text, which is not built", got=f"{PREFIX}add_space_prefix False")
-    said = {"tokenizer_type": kind, "pre_tokenizer_type": rule, "tokens": tokens}
+    lists: dict[str, list[Any]] = {"tokens": tokens}
     for key in ("merges", "scores", "token_type"):
         values = file.array(PREFIX + key)
         if values is not None:
-            said[key] = values
-    special = _special(file, tokens)
-    try:
-        backend, _ = convert_gguf_tokenizer(architecture if architecture in OWN_PREFIX else "phi3", said)
-        if rule in LLAMA3_RULES:
-            backend.model.ignore_merges = True  # a word that is in the vocabulary is its token, whatever merges say
-        begins = file.metadata.get(f"{PREFIX}add_bos_token", kind != "gpt2" or rule in LLAMA3_RULES)
-        ends = file.metadata.get(f"{PREFIX}add_eos_token", False)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend, add_bos_token=bool(begins), add_eos_token=bool(ends), **special
-        )
-        content = tokenizer.backend_tokenizer.to_str()
-    except Exception as error:  # of whatever kind: the vocabulary comes from outside, and tokenizers raises bare ones
-        raise ModelError(
-            "a vocabulary of which no tokeniser can be built", got=" ".join(str(error).split())[:200]
-        ) from None
-    if len(tokenizer) != len(tokens):
-        raise ModelError("the tokeniser came out with another vocabulary", got=f"{len(tokenizer)}, not {len(tokens)}")
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+            lists[key] = values
+    begins = file.metadata.get(f"{PREFIX}add_bos_token", kind != "gpt2" or rule in LLAMA3_RULES)
+    ends = file.metadata.get(f"{PREFIX}add_eos_token", False)
+    family = architecture if architecture in OWN_PREFIX else "phi3"
+    built = build_tokenizer(
+        Vocabulary(str(kind), rule, family, lists, _special(file, tokens), bool(begins), bool(ends)), file.path
+    )
     template = file.metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        settings["chat_template"] = template
-    return TokenizerFiles(file.path, settings, content)
+    settings = {**built.settings, "chat_template": template} if isinstance(template, str) else built.settings
+    return TokenizerFiles(built.path, settings, built.content)
