@@ -376,8 +376,7 @@ def _planned(preparation: Preparation, loop: TrainingLoop | ProbeSolver) -> dict
     """What ``plan.json`` says before the run: the plan, and the time that a rehearsed step promises."""
     planned = preparation.plan.as_dict()
     if isinstance(loop, TrainingLoop):
-        seconds = preparation.training_seconds(loop.rehearse())
-        planned = {**planned, "training_seconds": round(seconds, 3)}
+        planned = {**planned, **preparation.seconds(loop.rehearse())}
     return {
         "verdict": preparation.verdict,
         "planned": planned,

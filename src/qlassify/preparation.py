@@ -30,7 +30,7 @@ from qlassify.data.token_cache import chosen_store
 from qlassify.data.token_store import TokenStore
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import ConfigError, MemoryPlanError
-from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, training_seconds
+from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, step_seconds, training_seconds
 from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.inject import linear_layers
 from qlassify.pipeline import ClassifyPipeline
@@ -118,14 +118,15 @@ class Preparation:
             *(f"{item.contract_id}: {item.message}; recommended: {item.recommendation}." for item in broken),
         )
 
-    def training_seconds(self, rehearsal: Rehearsal) -> float:
-        """Wall time of training, as a rehearsed step promises it."""
-        return training_seconds(
+    def seconds(self, rehearsal: Rehearsal) -> dict[str, float]:
+        """Wall time of the mean step and of training, as a rehearsed step promises them; as ``plan.json`` has them."""
+        training = training_seconds(
             self.plan,
             rehearsal,
             validation_tokens=self.encoded["validation"].num_tokens,
             config=self.pipeline.run.training,
         )
+        return {"step_seconds": round(step_seconds(self.plan, rehearsal), 4), "training_seconds": round(training, 3)}
 
     def require_contracts(self, *, strict: bool) -> None:
         """Refuse a run that breaks a contract which its settings do not accept.

@@ -128,7 +128,7 @@ def _measured(preparation: Preparation) -> float | None:
         loop = pipeline.training_loop(preparation.dataset, preparation.encoded)
         if not isinstance(loop, TrainingLoop):
             return None
-        return preparation.training_seconds(loop.rehearse())
+        return preparation.seconds(loop.rehearse())["training_seconds"]
 
 
 def _what_would_fit(

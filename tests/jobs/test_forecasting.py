@@ -15,7 +15,7 @@ from qlassify.config.method import LoraConfig, ProbeConfig
 from qlassify.config.run import RunConfig, TrainingConfig
 from qlassify.data.labels import LabelMap
 from qlassify.data.tokenise import Encoded
-from qlassify.forecasting import PREDICTION_SHARE, make_forecast, model_shape, training_seconds
+from qlassify.forecasting import PREDICTION_SHARE, make_forecast, model_shape, step_seconds, training_seconds
 from qlassify.planning.plan import Activations, ModelShape, make_plan
 from qlassify.stepwise import StepwisePipeline
 from qlassify.training.rehearsal import Rehearsal
@@ -211,9 +211,11 @@ def test_seconds_in_closed_form(scored: int, evaluations: int) -> None:
         runtime_bytes=0,
     )
     config = TrainingConfig(evaluations_per_epoch=evaluations, checkpoint_every_steps=4)
-    found = training_seconds(plan, Rehearsal(60, 40, 2.0, 0.25, 7.0), validation_tokens=scored, config=config)
+    rehearsal = Rehearsal(60, 40, 2.0, 0.25, 7.0)
+    found = training_seconds(plan, rehearsal, validation_tokens=scored, config=config)
     tokens = 0.05 * (3000 + PREDICTION_SHARE * scored * evaluations * 3)
     assert found == pytest.approx(tokens + 9 * 0.25 + (3 * evaluations + 2) * 7.0, rel=1e-12)
+    assert step_seconds(plan, rehearsal) == pytest.approx(0.05 * 3000 / 9 + 0.25, rel=1e-12)
 
 
 @pytest.mark.parametrize("method", ["lora", "probe"])

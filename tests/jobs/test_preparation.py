@@ -252,7 +252,8 @@ def test_what_was_planned_is_on_record(settings: dict[str, Any], tmp_path: Path)
     record = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert record.keys() == {"verdict", "planned", "contracts", "measured"}
     assert record["verdict"] in ("Ready", "Warnings")
-    assert record["planned"]["training_seconds"] > 0
+    planned = record["planned"]
+    assert 0 < planned["step_seconds"] * planned["steps"] <= planned["training_seconds"] + 0.001 * planned["steps"]
     assert record["measured"]["steps"] == record["planned"]["steps"]
     assert json.loads((tmp_path / "run" / "data.json").read_text())["audit"] is not None
 
