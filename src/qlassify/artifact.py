@@ -37,6 +37,7 @@ from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
 from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import PoolingMode
+from qlassify.models.soundness import require_finite_weights
 from qlassify.models.source import ModelSource, resolve
 from qlassify.runs import SEEDS
 from qlassify.training.precision import Placement, choose_placement
@@ -130,7 +131,14 @@ def model_folder(path: Path) -> Path:
 
 
 def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
-    """Write a classifier into ``directory``, which is made if need be."""
+    """Write a classifier into ``directory``, which is made if need be.
+
+    Raises:
+        DivergenceError: its weights are not finite; nothing has been written.
+    """
+    require_finite_weights(
+        loaded.attachment.parameters() | dict(loaded.classifier.head.named_parameters()), where=directory
+    )
     directory.mkdir(parents=True, exist_ok=True)
     save_adapter(loaded.attachment, directory, base_model=loaded.record.base_model)
     head = loaded.classifier.head

@@ -43,7 +43,7 @@ from qlassify.data.long_texts import LongTexts
 from qlassify.data.merge import merge_rows
 from qlassify.data.packing import PackedBatch
 from qlassify.data.tokenise import Encoded, TextEncoder
-from qlassify.errors import ConfigError, DataError, ModelError
+from qlassify.errors import ConfigError, DataError, DivergenceError, ModelError
 from qlassify.evaluation.decision import Answer
 from qlassify.evaluation.mixed import mixed_batches
 from qlassify.evaluation.predict import default_token_budget, probabilities
@@ -51,6 +51,7 @@ from qlassify.methods.several import AdapterSet, Segment
 from qlassify.models.classifier import hidden_states
 from qlassify.models.head import ClassificationHead
 from qlassify.models.pooling import average_windows, pool
+from qlassify.models.soundness import origin
 
 FloatArray = npt.NDArray[np.float64]
 Names = list[str] | tuple[str, ...]
@@ -260,6 +261,10 @@ class MultiClassifier:
                 with self._lock:
                     for row, found in zip(batch.rows, self._logits(batch, segments, names), strict=True):
                         logits[row] = found.float().cpu().numpy()
+        for row, found in enumerate(logits):
+            if not np.isfinite(found).all():
+                why, do = origin(self.backbone)
+                raise DivergenceError("predictions are not finite", where=f"row {row + 1}", got=why, do=f"{do}.")
         return names, logits
 
     def _logits(self, batch: PackedBatch, segments: str | tuple[Segment, ...], names: Sequence[str]) -> list[Tensor]:

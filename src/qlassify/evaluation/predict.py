@@ -14,7 +14,9 @@ import torch
 
 from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
+from qlassify.errors import DivergenceError
 from qlassify.models.classifier import Classifier
+from qlassify.models.soundness import origin
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
 """Tokens computed at once when nothing else is said: enough to fill the matrix products. On the CPU more is no faster
@@ -40,6 +42,9 @@ def predict_logits(
         encoded: N tokenised rows.
         token_budget: most tokens computed at once; by device when None.
         progress: called with the number of rows done after each micro-batch.
+
+    Raises:
+        DivergenceError: logits are not finite; names the first such row and where the numbers come from.
     """
     width = classifier.head.weight.shape[0]
     return _compute(classifier, classifier, encoded, width, token_budget, progress)
@@ -48,7 +53,7 @@ def predict_logits(
 def predict_vectors(
     classifier: Classifier, encoded: Encoded, *, token_budget: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """(N, H) pooled vectors of all rows, which the head has not seen yet; arguments as ``predict_logits``."""
+    """(N, H) pooled vectors of all rows, which the head has not seen yet; otherwise as ``predict_logits``."""
     return _compute(classifier, classifier.vectors, encoded, classifier.head.weight.shape[1], token_budget, None)
 
 
@@ -75,6 +80,15 @@ def _compute(
                     progress(done)
     finally:
         classifier.train(was_training)
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        why, do = origin(classifier)
+        raise DivergenceError(
+            "predictions are not finite",
+            where=f"row {int(np.argmin(finite)) + 1}",
+            got=f"{np.count_nonzero(~finite)} such rows; {why}",
+            do=f"{do}.",
+        )
     return values
 
 

@@ -24,6 +24,7 @@ from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, MemoryPlanError
+from qlassify.models.soundness import origin, require_finite_weights, require_sound_base
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state
 from qlassify.training.events import (
     CheckpointEvent,
@@ -177,13 +178,17 @@ class TrainingLoop:
 
         Raises:
             MemoryPlanError: the heaviest step does not fit the device's memory.
+            ModelError: the base model's weights are not finite.
         """
         encoded, budget = self.data.encoded, self.config.token_budget
         heaviest = self.order.heaviest_batches(encoded, budget)
         typical = self.order.rows_of_step(self.order.typical_step(encoded.lengths.astype(np.int64)))
         state = self._dropout_generator.get_state()
         try:
-            self.stepper.rehearse(heaviest, self.data.targets)
+            result = self.stepper.rehearse(heaviest, self.data.targets)
+            if not math.isfinite(result.avg_loss):
+                classifier = self.stepper.classifier
+                require_sound_base(classifier, where=classifier.backbone.directory)
             ordinary = tuple(micro_batches(encoded, typical, budget))
             seconds = usual_seconds(lambda: self.stepper.rehearse(ordinary, self.data.targets))
         except torch.OutOfMemoryError as error:
@@ -236,11 +241,12 @@ class TrainingLoop:
         numbers = tuple(int(self.data.row_numbers[row]) for row in rows)
         in_a_row = progress.skipped_in_a_row + 1
         if in_a_row >= self.config.max_skipped_steps:
+            why, do = origin(self.stepper.classifier)
             raise DivergenceError(
                 f"{in_a_row} steps in a row had a loss or gradient that is not finite",
                 where=f"step {progress.step + 1}, rows {', '.join(map(str, numbers[:32]))}",
-                got=f"loss {result.avg_loss}, gradient norm {result.grad_norm}",
-                do="Lower training.learning_rate, or look at these rows; the weights are as before those steps.",
+                got=f"loss {result.avg_loss}, gradient norm {result.grad_norm}; {why}",
+                do=f"{do}; the weights are as before those steps.",
             )
         self.progress = replace(
             progress, step=progress.step + 1, skipped_steps=progress.skipped_steps + 1, skipped_in_a_row=in_a_row
@@ -255,7 +261,11 @@ class TrainingLoop:
 
     def _evaluate(self, scorer: Scorer) -> EvaluationEvent:
         started = time.perf_counter()
-        scores = scorer()
+        try:
+            scores = scorer()
+        except DivergenceError as error:
+            where = f"after step {self.progress.step}, {error.where} of validation"
+            raise DivergenceError(error.what, where=where, got=error.got, do=error.do) from None
         metric = self.config.selection_metric
         if metric not in scores:
             raise ConfigError(
@@ -278,6 +288,7 @@ class TrainingLoop:
         return EvaluationEvent(self.progress.step, epoch, scores, metric, improved, time.perf_counter() - started)
 
     def _checkpoint(self, store: CheckpointStore) -> CheckpointEvent:
+        require_finite_weights(self.stepper.optimizer.parameters, where=f"after step {self.progress.step}")
         path = store.save(
             Checkpoint(
                 progress=self.progress,

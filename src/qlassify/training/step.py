@@ -102,10 +102,11 @@ class Stepper:
         self._tokens += tokens
         return BatchResult(loss / max(1, total), correct, total, applied=False, num_tokens=tokens)
 
-    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> None:
+    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> BatchResult:
         """Compute gradients of some micro-batches and forget them."""
-        self.accumulate(batches, targets)
+        result = self.accumulate(batches, targets)
         self._forget()
+        return result
 
     def apply(self) -> BatchResult:
         """Divide the summed gradients by the number of rows, clip, move, and start afresh."""
