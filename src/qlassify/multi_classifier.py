@@ -261,8 +261,8 @@ class MultiClassifier:
                 with self._lock:
                     for row, found in zip(batch.rows, self._logits(batch, segments, names), strict=True):
                         logits[row] = found.float().cpu().numpy()
-        for row, found in enumerate(logits):
-            if not np.isfinite(found).all():
+        for row, values in enumerate(logits):
+            if not np.isfinite(values).all():
                 why, do = origin(self.backbone)
                 raise DivergenceError("predictions are not finite", where=f"row {row + 1}", got=why, do=f"{do}.")
         return names, logits

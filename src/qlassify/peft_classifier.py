@@ -20,12 +20,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from qlassify.artifact import HEAD, ClassifierRecord, LoadedClassifier
+from qlassify.config.method import MethodConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
 from qlassify.errors import ConfigError, ModelError
 from qlassify.methods import peft_format
 from qlassify.methods.inject import attach
+from qlassify.methods.prefix import TENSOR as VECTORS
 from qlassify.methods.state import CONFIG_FILE, WEIGHTS_FILE, copy_tensors, read_settings, read_tensors
 from qlassify.models.backbone import Backbone, load_backbone
 from qlassify.models.classifier import Classifier
@@ -98,13 +100,7 @@ def load_peft_classifier(
     adapter = {
         name.removeprefix(prefix): value for name, value in found.tensors.items() if not _is_head(found, name, prefix)
     }
-    paths = peft_format.adapted_paths(adapter, found.directory)
-    for path in paths:
-        _require_module(backbone.model, path, directory)
-    config = peft_format.from_settings(
-        peft_format.with_targets(found.settings, adapter, paths), directory / CONFIG_FILE
-    )
-    attachment = attach(backbone.model, config, seed=0)
+    attachment = attach(backbone.model, _method(found, adapter, backbone.model), seed=0)
     copy_tensors(attachment.parameters(), peft_format.from_tensors(attachment, adapter, directory), directory)
     head = ClassificationHead(backbone.hidden_size, len(names), seed=0, bias="bias" in head_tensors)
     copy_tensors(dict(head.named_parameters()), head_tensors, directory)
@@ -130,6 +126,17 @@ def load_peft_classifier(
     )
     classifier = Classifier(backbone, head.to(placement.device), pooling).eval()
     return LoadedClassifier(record, classifier, attachment, encoder, source, placement)
+
+
+def _method(found: _Found, adapter: Mapping[str, Tensor], model: nn.Module) -> MethodConfig:
+    """The method that the adapter's tensors are of, with the modules that they name as its targets."""
+    settings, path = found.settings, found.directory / CONFIG_FILE
+    if VECTORS not in adapter:
+        paths = peft_format.adapted_paths(adapter, found.directory)
+        for one in paths:
+            _require_module(model, one, found.directory)
+        settings = peft_format.with_targets(settings, adapter, paths)
+    return peft_format.from_settings(settings, path)
 
 
 def _long(found: _Found) -> LongTexts:
@@ -160,7 +167,9 @@ def _read(directory: Path) -> _Found:
             raise ModelError(
                 "cannot read what the export says of itself", where=directory / RECORD, got=error
             ) from None
-    own = {name.removeprefix(peft_format.PREFIX): value for name, value in tensors.items()}
+    # PEFT puts nothing into the model for a prefix: the names in it begin one level higher.
+    below = peft_format.BARE_PREFIX if VECTORS in tensors else peft_format.PREFIX
+    own = {name.removeprefix(below): value for name, value in tensors.items()}
     return _Found(directory, settings, own, record)
 
 
@@ -206,6 +215,8 @@ def _prefix(found: _Found, backbone: Backbone) -> str:
 
 def _is_head(found: _Found, name: str, prefix: str) -> bool:
     """Whether a tensor is the head's: outside the base model, or in a module that was saved whole (BERT's pooler)."""
+    if name == VECTORS:
+        return False
     whole = set(found.settings.get("modules_to_save") or ())
     return not name.startswith(prefix) or not whole.isdisjoint(name.split("."))
 

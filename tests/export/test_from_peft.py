@@ -34,6 +34,7 @@ CONFIGS: dict[str, Any] = {
     "ia3": lambda names, **more: peft.IA3Config(
         target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **more
     ),
+    "prefix": lambda names, **more: peft.PrefixTuningConfig(num_virtual_tokens=4, **more),
 }
 
 

@@ -38,6 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rslora": {"kind": "lora", "rank": 4, "alpha": 8.0, "rslora": True},
     "dora": {"kind": "dora", "rank": 4, "alpha": 8.0},
     "ia3": {"kind": "ia3"},
+    "prefix": {"kind": "prefix", "num_virtual_tokens": 5},
+    "network": {"kind": "prefix", "num_virtual_tokens": 5, "reparametrize": True},
 }
 
 
@@ -53,12 +55,14 @@ CASES = [(name, "cls", "lora") for name in ("bert", "distilbert", "roberta", "de
 CASES += [("modernbert", pooling, "lora") for pooling in ("mean", "cls")]
 CASES += [(name, "last", "lora") for name in ("gpt2", "llama", "gemma2", "phi3")]
 # The methods differ in their tensors alone, which two architectures show.
+CASES += [("roberta", "cls", "prefix"), ("gpt2", "last", "prefix"), ("gemma2", "last", "prefix")]
 CASES += [(name, pooling, method) for name, pooling in (("bert", "cls"), ("llama", "last")) for method in METHODS]
 
 
 @pytest.mark.parametrize(("name", "pooling", "method"), dict.fromkeys(CASES))
 def test_peft_gives_the_logits(name: str, pooling: str, method: str, tmp_path: Path) -> None:
-    base = save_base(name, tmp_path / "base")
+    # Out of a smaller sliding window PEFT's prefix moves, and ours is always seen.
+    base = save_base(name, tmp_path / "base", **({"sliding_window": 64} if name == "gemma2" else {}))
     pipeline = make_pipeline(base, pooling=pooling, method=METHODS[method])
     pipeline.save(tmp_path / "model")
     result = export_classifier(tmp_path / "model", tmp_path / "export", "peft")
@@ -107,10 +111,30 @@ def test_a_method_that_peft_has_not_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize("name", ["distilbert", "modernbert"])
+def test_a_prefix_that_peft_cannot_load_is_refused(name: str, tmp_path: Path) -> None:
+    make_pipeline(save_base(name, tmp_path / "base"), pooling="cls", method=METHODS["prefix"]).save(tmp_path / "model")
+    with pytest.raises(ModelError, match="PEFT has no prefix for this architecture"):
+        export_classifier(tmp_path / "model", tmp_path / "export", "peft")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_prefix_that_would_leave_the_window_is_not_kept(tmp_path: Path) -> None:
+    """The texts are longer than a window of eight tokens."""
+    base = save_base("gemma2", tmp_path / "base", sliding_window=8)
+    make_pipeline(base, pooling="last", method=METHODS["prefix"]).save(tmp_path / "model")
+    with pytest.raises(ModelError, match="gives other logits and was not kept"):
+        export_classifier(tmp_path / "model", tmp_path / "export", "peft")
+    assert not (tmp_path / "export").exists()
+
+
+COMING_BACK = {**METHODS, "qlora": {"kind": "qlora", "rank": 4, "alpha": 8.0}}
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora", "prefix", "network"])
 @pytest.mark.parametrize(("name", "pooling"), [("bert", "cls"), ("bert", "mean"), ("llama", "last")])
 def test_an_export_comes_back_as_it_was(name: str, pooling: str, kind: str, tmp_path: Path) -> None:
-    method = {"kind": kind, "rank": 4, "alpha": 8.0}
+    method = COMING_BACK[kind]
     pipeline = make_pipeline(save_base(name, tmp_path / "base"), pooling=pooling, method=method)
     pipeline.save(tmp_path / "model")
     export_classifier(tmp_path / "model", tmp_path / "export", "peft")

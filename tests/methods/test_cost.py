@@ -14,7 +14,7 @@ from torch import nn
 
 from conformance.worlds import METHODS
 from qlassify.config.fine_tune_method import FineTuneMethod
-from qlassify.config.method import BottleneckConfig, FullConfig, LoraConfig, MethodConfig, ProbeConfig
+from qlassify.config.method import BottleneckConfig, FullConfig, LoraConfig, MethodConfig, PrefixConfig, ProbeConfig
 from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError, ModelError
 from qlassify.methods.cost import MethodCost, method_cost
@@ -68,14 +68,19 @@ def test_a_skeleton_has_every_shape_and_no_memory(tiny_directories: dict[str, Pa
         assert all(p.is_meta and not p.requires_grad for p in bones.values())
 
 
+PREFIXES = {
+    "vectors": FineTuneMethod.prefix(3).to_config(),
+    "network": PrefixConfig(num_virtual_tokens=3, reparametrize=True),
+    "narrow network": PrefixConfig(num_virtual_tokens=3, reparametrize=True, hidden_size=24),
+}
+
+
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.packed])
-def test_prefix_tuning_where_there_is_such_a_method(
-    tiny_directories: dict[str, Path], tmp_path: Path, name: str
+@pytest.mark.parametrize("kind", PREFIXES)
+def test_prefixes_are_counted_on_shapes(
+    tiny_directories: dict[str, Path], tmp_path: Path, name: str, kind: str
 ) -> None:
-    try:
-        config = FineTuneMethod.prefix(3).to_config()
-    except ConfigError:
-        pytest.skip("there is no prefix tuning")
+    config = PREFIXES[kind]
     backbone = load_backbone(tiny_directories[name])
     cost = method_cost(load_skeleton(tiny_directories[name]), config)
     assert cost == method_cost(backbone.model, config)
@@ -147,6 +152,17 @@ def test_flop_as_torch_counts_them(tiny_directories: dict[str, Path], name: str,
     for tokens in (5, 11):
         assert count_flop(backbone, tokens, train=False) == tokens * cost.forward_flop_per_token + cost.flop_per_pass
         assert count_flop(backbone, tokens, train=True) == tokens * cost.train_flop_per_token + cost.flop_per_pass
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("kind", PREFIXES)
+def test_flop_of_a_prefix_are_those_of_the_network_that_makes_it(tiny_directories: dict[str, Path], kind: str) -> None:
+    backbone = load_backbone(tiny_directories["bert"])
+    cost = method_cost(backbone.model, PREFIXES[kind])
+    attach(backbone.model, PREFIXES[kind], seed=0)
+    for tokens in (5, 11):
+        assert count_flop(backbone, tokens, train=False) == tokens * cost.forward_flop_per_token + cost.flop_per_pass
+    assert (cost.flop_per_pass > 0) == (kind != "vectors")
 
 
 @settings(max_examples=20)

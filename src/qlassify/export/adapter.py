@@ -11,6 +11,7 @@ the labels, the pooling.
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from dataclasses import asdict
@@ -50,21 +51,26 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
         )
     base = str(pipeline.source.directory) if pipeline.source.kind == "path" else pipeline.source.name
     settings = peft_format.to_settings(attachment, base)
-    if settings.get("peft_type") not in ("LORA", "IA3"):
+    if settings.get("peft_type") not in ("LORA", "IA3", "PREFIX_TUNING"):
         raise ModelError(
             "PEFT has no such method for a classifier",
             got=str(attachment.config),
-            wanted="lora, qlora, dora, qdora or ia3",
+            wanted="lora, qlora, dora, qdora, ia3, or a prefix that shifts positions",
             do="Export merged, if the method can be merged, or keep the run's own format.",
         )
     architecture = architecture_of(pipeline, tokenizer.pad_token_id, tokenizer.rows, torch.float32)
+    if settings["peft_type"] == "PREFIX_TUNING" and not _takes_keys_and_values(architecture.base):
+        raise ModelError(
+            "PEFT has no prefix for this architecture",
+            got=f"{pipeline.backbone.model_type}, whose forward pass takes no past_key_values",
+            do="Keep the run's own format, or train with another method.",
+        )
     tensors = peft_format.to_tensors(attachment)
     notes: tuple[str, ...] = ()
     if isinstance(architecture.head, SequenceHead) and architecture.classifier is not None:
         head, prefix = architecture.head, architecture.prefix
         settings = peft_format.for_classifier(settings, attachment, architecture.classifier, prefix, head.modules)
-        tensors = peft_format.with_prefix(tensors, prefix)
-        tensors |= {f"{peft_format.PREFIX}{name}": value.contiguous() for name, value in head.tensors.items()}
+        tensors = peft_format.classifier_tensors(attachment, prefix, head.tensors)
         loads_with = "peft.PeftModel.from_pretrained on AutoModelForSequenceClassification"
         snippet = snippets.adapter(pipeline, loading_settings(architecture, tokenizer.pad_token_id))
         if head.form != "the head itself":
@@ -90,6 +96,11 @@ def write_adapter(pipeline: ClassifyPipeline, tokenizer: ExportTokenizer, direct
     tokenizer.tokenizer.save_pretrained(str(directory))
     (directory / RECORD).write_text(json.dumps(_record(pipeline, base), indent=2, ensure_ascii=False) + "\n", "utf-8")
     return Written(loads_with, snippet, notes)
+
+
+def _takes_keys_and_values(model: nn.Module) -> bool:
+    """Whether keys and values can be handed to a model beside a text, which is what PEFT does with a prefix."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
 
 
 def _record(pipeline: ClassifyPipeline, base: str) -> dict[str, Any]:

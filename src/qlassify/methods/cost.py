@@ -10,7 +10,8 @@
 N are the trained parameters, P the weights of the model's linear layers, N_p those of N that are matrices and are
 multiplied with. Backward costs two products where a matrix is trained (its own gradient and its input's) and one where
 it is frozen. PiSSA's path has twice the rank, in products and in the file, because what it began with is subtracted;
-that half is fixed, 4 x N more bytes beside the frozen weights. Left out, of the model and of the method alike:
+that half is fixed, 4 x N more bytes beside the frozen weights. Of a prefix that a network makes, the network is
+trained and the vectors are saved. Left out, of the model and of the method alike:
 attention, also over a prefix, whose work grows with the length of a text, and everything that is done number by number
 (norms, activations, IA3's factors, BitFit's shifts).
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from qlassify.config.method import (
     Ia3Config,
     LoraConfig,
     MethodConfig,
+    PrefixConfig,
     ProbeConfig,
 )
 from qlassify.config.quant import QuantConfig
@@ -67,7 +69,7 @@ class MethodCost:
         file_bytes: of ``adapter_model.safetensors``.
         forward_flop_per_token: of the products with linear layers and the method's matrices.
         train_flop_per_token: the same forward and backward.
-        flop_per_pass: of one forward pass whatever its tokens: DoRA's row lengths.
+        flop_per_pass: of one forward pass whatever its tokens: DoRA's row lengths, the network that makes a prefix.
     """
 
     method: str
@@ -144,7 +146,7 @@ def method_cost(model: nn.Module, config: MethodConfig, *, quant: QuantConfig | 
     # After PiSSA, half of each matrix in the file is what it began with.
     products = sum(tensor.numel for tensor in tensors if tensor.multiplied)
     fixed = products // 2 if isinstance(config, LoraConfig) and config.start == "pissa" else 0
-    trained = stored - fixed
+    trained = _network_parameters(model, config) if _has_network(config) else stored - fixed
     # Where the weights themselves are trained, their products are the model's own and must not count twice.
     own = isinstance(config, FullConfig)
     beside = 0 if own else products
@@ -193,8 +195,12 @@ def _trained(model: nn.Module, config: MethodConfig) -> Iterator[_Trained]:
         for path, module in full.targets(model).items():
             for name, weight in module.named_parameters(recurse=False):
                 yield _Trained(f"{path}.{name}", tuple(weight.shape), is_linear(module) and name == "weight")
-    elif not isinstance(config, ProbeConfig):
-        yield from _prefix(model, config.model_dump())
+    elif isinstance(config, PrefixConfig):
+        # For all layers one tensor; its name in the file is bare.
+        shape = (config.num_virtual_tokens, 2 * _num_layers(model) * _key_width(model))
+        yield _Trained("prompt_embeddings", shape, prefixed=False)
+    else:
+        assert isinstance(config, ProbeConfig)
 
 
 def _path_rank(config: LoraConfig) -> int:
@@ -202,18 +208,37 @@ def _path_rank(config: LoraConfig) -> int:
     return 2 * config.rank if config.start == "pissa" else config.rank
 
 
-def _prefix(model: nn.Module, settings: Mapping[str, Any]) -> Iterator[_Trained]:
-    """The keys and values of prefix tuning, for all layers in one tensor; its name in the file is bare."""
-    if settings.get("kind") != "prefix" or settings.get("reparametrize"):
-        raise ConfigError("the cost of this method is not counted", got=dict(settings))
-    architecture: Any = getattr(model, "config", None)
+def _has_network(config: MethodConfig) -> bool:
+    """Whether a prefix is made by a network, which is trained in its place and not saved."""
+    return isinstance(config, PrefixConfig) and config.reparametrize
+
+
+def _network_parameters(model: nn.Module, config: MethodConfig) -> int:
+    """Embeddings, the shared layer, and a layer for each layer's keys and values (``prefix.PrefixTrunk``)."""
+    assert isinstance(config, PrefixConfig)
+    width = _key_width(model)
+    hidden = config.hidden_size or width
+    shared = config.num_virtual_tokens * width + hidden * width + hidden
+    return shared + _num_layers(model) * (2 * width * hidden + 2 * width)
+
+
+def _architecture(model: nn.Module) -> Any:
+    architecture = getattr(model, "config", None)
     if architecture is None:
         raise ConfigError("prefix tuning is counted from an architecture's configuration", got=type(model).__name__)
+    return architecture
+
+
+def _num_layers(model: nn.Module) -> int:
+    return int(_architecture(model).num_hidden_layers)
+
+
+def _key_width(model: nn.Module) -> int:
+    """Width of the keys of all heads together."""
+    architecture = _architecture(model)
     heads = int(architecture.num_attention_heads)
     head_size = getattr(architecture, "head_dim", None) or architecture.hidden_size // heads
-    width = (getattr(architecture, "num_key_value_heads", None) or heads) * head_size
-    shape = (settings["num_virtual_tokens"], 2 * architecture.num_hidden_layers * width)
-    yield _Trained("prompt_embeddings", shape, prefixed=False)
+    return int((getattr(architecture, "num_key_value_heads", None) or heads) * head_size)
 
 
 def _shape(model: nn.Module, path: str) -> tuple[int, int]:
@@ -265,7 +290,11 @@ def _file_bytes(tensors: Iterable[_Trained]) -> int:
 
 
 def _flop_per_pass(model: nn.Module, config: MethodConfig) -> int:
-    """DoRA forms W A^T, A A^T and B (A A^T) in every forward pass."""
+    """DoRA forms W A^T, A A^T and B (A A^T) in every forward pass; a network forms the prefix of each layer."""
+    if isinstance(config, PrefixConfig) and config.reparametrize:
+        width = _key_width(model)
+        hidden = config.hidden_size or width
+        return 2 * config.num_virtual_tokens * _num_layers(model) * (width * hidden + hidden * 2 * width)
     if not isinstance(config, LoraConfig) or not config.dora:
         return 0
     shapes = (_shape(model, path) for path in match_targets(model, config.target_modules))

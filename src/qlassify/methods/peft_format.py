@@ -23,6 +23,8 @@ from qlassify.methods.ia3 import Ia3Linear
 from qlassify.methods.inject import Attachment
 
 PREFIX = "base_model.model."
+BARE_PREFIX = "base_model."
+"""Stands before a model's names where PEFT puts nothing into the model: beside the vectors of a prefix."""
 OWN = "qlassify_method"
 _PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -101,6 +103,8 @@ def for_classifier(
         modules: the modules of its head, which are saved whole.
     """
     whole = {**settings, "task_type": "SEQ_CLS", "modules_to_save": list(modules)}
+    if isinstance(attachment.config, PrefixConfig):
+        return whole
     whole["target_modules"] = shortest_names(model, [f"{prefix}{path}" for path in attachment.layers])
     if "feedforward_modules" in settings:
         # PEFT asks for each of these among the targets, by the same name.
@@ -109,9 +113,20 @@ def for_classifier(
     return whole
 
 
-def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors of a base model's adapter under the names of one of the whole classifier."""
-    return {f"{PREFIX}{prefix}{name.removeprefix(PREFIX)}": value for name, value in tensors.items()}
+def classifier_tensors(attachment: Attachment, prefix: str, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name in the file -> tensor of an adapter of the whole classifier, its head among them.
+
+    Args:
+        attachment: the method on the base model.
+        prefix: what stands before the base model's names in those of the whole.
+        head: name in the whole -> tensor.
+    """
+    adapter, below = to_tensors(attachment), PREFIX
+    if isinstance(attachment.config, PrefixConfig):
+        below = BARE_PREFIX
+    else:
+        adapter = {f"{PREFIX}{prefix}{name.removeprefix(PREFIX)}": value for name, value in adapter.items()}
+    return adapter | {f"{below}{name}": value.contiguous() for name, value in head.items()}
 
 
 def shortest_names(model: nn.Module, paths: Iterable[str]) -> list[str]:
