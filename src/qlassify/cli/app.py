@@ -5,6 +5,7 @@ A verb's module is small and imports the rooms below only when the verb runs, so
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -83,10 +84,22 @@ def _end_with(error: QlassifyError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def _speak_utf8() -> None:
+    """Write UTF-8 into files and pipes, whatever the locale, and what a terminal cannot show as an escape.
+
+    Predictions are the same bytes everywhere, and a label that a locale has no letters for ends no command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
+    _speak_utf8()
     try:
         with handled():
             app()
