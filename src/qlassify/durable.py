@@ -19,6 +19,7 @@ A flush (fsync) is for power cuts. A killed process alone loses nothing that it 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -84,13 +85,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix, suffix = f".{target.name}.", ".tmp"
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp\Z")
     for left in target.parent.iterdir():
-        if left.name.startswith(prefix) and left.name.endswith(suffix) and left.is_dir():
+        if ours.match(left.name) and left.is_dir():
             with _locked(left, wait=False) as mine:
                 if mine:
                     shutil.rmtree(left, ignore_errors=True)
-    scratch = target.with_name(f"{prefix}{secrets.token_hex(8)}{suffix}")
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     scratch.mkdir()  # not tempfile's, whose folders are private
     try:
         with _locked(scratch, wait=False):

@@ -37,8 +37,9 @@ def own_run(path: Path) -> Iterator[None]:
     lock = path / LOCK
     descriptor = _locked(lock, path)
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk it is a lock all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         with suppress(OSError):
