@@ -12,8 +12,8 @@ predicts at random, without an error.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,10 +22,12 @@ from typing import Any
 from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
+from qlassify.durable import finish_replacement, replace_files
 from qlassify.errors import ConfigError, ModelError
 from qlassify.evaluation.decision import DecisionRule
 from qlassify.methods.inject import Attachment, attach
 from qlassify.methods.state import (
+    WEIGHTS_FILE,
     copy_tensors,
     load_adapter,
     read_adapter_config,
@@ -66,6 +68,7 @@ class ClassifierRecord:
         long: what is read of longer texts; records that do not say so truncate them.
         head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
         decision: how answers are read off the probabilities, beyond ``threshold``; None where nothing else was chosen.
+        sha256: of the files with tensors, by their names; empty in records that do not say so.
     """
 
     labels: tuple[str, ...]
@@ -81,6 +84,7 @@ class ClassifierRecord:
     head_bias: bool = True
     decision: Mapping[str, Any] | None = None
     long: LongTexts = field(default_factory=LongTexts)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rule(self) -> DecisionRule:
@@ -125,13 +129,31 @@ class LoadedBase:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder that a classifier lies in: the path itself, or ``model`` in it if the path is a run folder."""
+    """The folder that a classifier lies in: the path itself, or ``model`` in it if the path is a run folder.
+
+    A replacement of its files that was decided and then cut short is carried out.
+
+    Raises:
+        ModelError: it cannot be.
+    """
     inner = path / "model"
+    for folder in (path, inner):
+        try:
+            finish_replacement(folder)
+        except OSError as error:
+            raise ModelError(
+                "the classifier was being replaced when its process ended, and that cannot be finished",
+                where=folder,
+                got=error,
+                do="Use it once from an account that may write there.",
+            ) from None
     return inner if not (path / RECORD).is_file() and (inner / RECORD).is_file() else path
 
 
 def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     """Write a classifier into ``directory``, which is made if need be.
+
+    All files take their places or none does: a classifier that is there already stays whole until then.
 
     Raises:
         DivergenceError: its weights are not finite; nothing has been written.
@@ -139,26 +161,44 @@ def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     require_finite_weights(
         loaded.attachment.parameters() | dict(loaded.classifier.head.named_parameters()), where=directory
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    save_adapter(loaded.attachment, directory, base_model=loaded.record.base_model)
-    head = loaded.classifier.head
-    tensors = {name: value.detach().cpu().contiguous() for name, value in head.named_parameters()}
-    write_tensors(directory / HEAD, tensors)
-    loaded.encoder.save(directory)
-    record = {"format": FORMAT, "qlassify": __version__, **asdict(loaded.record)}
-    (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replace_files(directory) as scratch:
+        save_adapter(loaded.attachment, scratch, base_model=loaded.record.base_model)
+        head = loaded.classifier.head
+        tensors = {name: value.detach().cpu().contiguous() for name, value in head.named_parameters()}
+        write_tensors(scratch / HEAD, tensors)
+        loaded.encoder.save(scratch)
+        record = {"format": FORMAT, "qlassify": __version__, **asdict(loaded.record), "sha256": _digests(scratch)}
+        (scratch / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def replace_classifier(loaded: LoadedClassifier, directory: Path) -> None:
-    """Write a classifier in place of the one in ``directory``, which stays whole until the new one is written."""
-    directory = directory.resolve()
-    written, former = (directory.with_name(f"{directory.name}.{state}") for state in ("new", "former"))
-    for leftover in (written, former):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save_classifier(loaded, written)
-    directory.rename(former)
-    written.rename(directory)
-    shutil.rmtree(former)
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of the files with tensors, by their names."""
+    found: dict[str, str] = {}
+    for name in (WEIGHTS_FILE, HEAD):
+        with (directory / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def require_written(record: ClassifierRecord, directory: Path) -> None:
+    """Hold the files with tensors against the record, after they were read.
+
+    Raises:
+        ModelError: they are not those that were written with it.
+    """
+    try:
+        found = _digests(directory) if record.sha256 else {}
+        differing = [name for name, digest in found.items() if record.sha256.get(name) != digest]
+    except OSError as error:
+        raise ModelError("cannot read the saved classifier", where=directory, got=error) from None
+    if differing:
+        raise ModelError(
+            "files of the saved classifier do not belong together",
+            where=directory,
+            got=f"{', '.join(differing)} with another SHA-256 than {RECORD} says",
+            do="If it was being written just now, try again; else it was damaged or changed by hand: train or copy it "
+            "again.",
+        )
 
 
 def read_record(directory: Path) -> ClassifierRecord:
@@ -176,6 +216,7 @@ def read_record(directory: Path) -> ClassifierRecord:
         settings["labels"] = tuple(settings["labels"])
         if "long" in settings:
             settings["long"] = LongTexts(**settings["long"])
+        settings["sha256"] = dict(settings.get("sha256", {}))
         record = ClassifierRecord(**settings)
         require_fitting(record.rule, len(record.labels))
         return record
@@ -203,7 +244,13 @@ def require_fitting(rule: DecisionRule, num_labels: int) -> None:
 
 
 def _where_to_look(directory: Path) -> str:
-    """What to name instead of a folder without a classifier; for a folder of several seeds, one of them."""
+    """What to name instead of a folder without a classifier; for a folder of several seeds, one of them.
+
+    A run that was stopped before its end is to be continued.
+    """
+    for run in (directory, directory.parent):
+        if (run / "run.yaml").is_file():
+            return f"The run has not come to its classifier. Continue it with: qlassify train --resume {run}"
     if (directory / SEEDS).is_file():
         return f"It holds the runs of several seeds; name one of them ({directory / SEEDS} says which is best)."
     return "Train one with: qlassify train DATA."
@@ -229,6 +276,7 @@ def load_classifier(
     attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
     load_adapter(attachment, directory)
     classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
+    require_written(record, directory)
     encoder = TextEncoder.load(directory, record.max_length, record.long)
     return LoadedClassifier(record, classifier, attachment, encoder, base.source, base.placement)
 

@@ -19,6 +19,7 @@ from qlassify import runs
 from qlassify.data.dataset import Dataset, LabelledRows
 from qlassify.data.labels import LabelMap
 from qlassify.data.tokenise import Encoded
+from qlassify.durable import whole_file
 from qlassify.evaluation.baselines import Baseline, TfidfBaseline, majority_baseline
 from qlassify.evaluation.decision import DecisionRule
 from qlassify.evaluation.decision_scores import DecisionScores, evaluate_answers, score_decisions
@@ -29,6 +30,9 @@ from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.slices import SliceScores, row_groups, slice_scores
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.seeding import numpy_generator
+
+METRICS = "metrics.json"
+"""File of the scores; the last one of an evaluation that is written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,10 +165,16 @@ def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, 
 
 
 def write_scores(directory: Path, assessment: Assessment) -> None:
-    """Write predictions.parquet and, last, metrics.json."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_predictions(directory / "predictions.parquet", assessment)
-    runs.write_json(directory / "metrics.json", as_json(assessment))
+    """Write predictions.parquet and, last, metrics.json: where that is, everything beside it belongs to it."""
+    forget_scores(directory)
+    with whole_file(directory / "predictions.parquet") as scratch:
+        write_predictions(scratch, assessment)
+    runs.write_json(directory / METRICS, as_json(assessment))
+
+
+def forget_scores(directory: Path) -> None:
+    """Remove the scores of an earlier evaluation before anything else of it is replaced."""
+    (directory / METRICS).unlink(missing_ok=True)
 
 
 def as_json(assessment: Assessment) -> dict[str, Any]:

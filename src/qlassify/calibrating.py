@@ -8,6 +8,7 @@ train again.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from qlassify.evaluation.metrics import Metrics
 from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.job import read_dataset, require_same_data
 from qlassify.pipeline import ClassifyPipeline
+from qlassify.run_lock import own_run
 from qlassify.scoring import reading_options, run_of
 
 
@@ -91,9 +93,23 @@ def calibrate_run(
 
     Raises:
         ConfigError: the settings ask for a decision that these labels have no place for, or no rows are given and none
-            are known.
+            are known; or another process is writing into the run.
         DataError: the rows are too few; the saved classifier is as it was.
     """
+    folder, _ = run_of(path)
+    with nullcontext() if folder is None else own_run(folder.path):
+        return _calibrate(path, data, reading, wanted, base=base, device=device)
+
+
+def _calibrate(
+    path: Path,
+    data: Path | None,
+    reading: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    base: str | None,
+    device: str,
+) -> Calibration:
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
     _, run = run_of(path)
     own = EvaluationConfig() if run is None else run.evaluation
@@ -115,7 +131,7 @@ def calibrate_run(
     cooled = logits * np.float32(former.temperature / pipeline.decision.temperature)
     after = _scores(pipeline, rows, cooled)
     directory = model_folder(path)
-    pipeline.save_again(directory)
+    pipeline.save(directory)
     return Calibration(directory, part, pipeline.labels.names, former, pipeline.decision, before, after, notes)
 
 

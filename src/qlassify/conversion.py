@@ -24,6 +24,7 @@ import torch
 
 from qlassify.data.tokenise import TextEncoder
 from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, TokenizerFiles, read_settings, staged
+from qlassify.durable import whole_folder
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.apr import SUFFIX
 from qlassify.formats.apr_metadata import AprMetadata
@@ -120,9 +121,15 @@ def convert_to_apr(base: str, path: Path, type: str | None = None, *, progress: 
     metadata = AprMetadata.of(_metadata(said, files))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_apr(path, tensors, metadata)
+        # The tokeniser first: a file that is there with its weights alone would look finished, and might be taken
+        # together with another tokeniser that lies nearby.
         notes += _put_tokenizer(source, path)
-    except OSError as error:
+        write_apr(path, tensors, metadata)
+    except BaseException as error:
+        for one in _tokenizer_paths(path):
+            one.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise ConfigError("cannot write the file", where=path, got=error) from None
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     return Conversion(path, len(tensors), _total(files), nbytes, tuple(lossy), notes)
@@ -285,24 +292,16 @@ def convert_to_directory(path: Path, directory: Path, *, progress: Progress | No
         raise ConfigError("not an APR or GGUF file", where=path, wanted=wanted)
     _require_absent(directory)
     base = open_file_base(path, verify=True)
-    partial = directory.with_name(directory.name + ".partial")
     try:
-        partial.mkdir(parents=True)
-        write_safetensors(partial / WEIGHTS, _Tensors(base, progress), {"format": "pt"})
-        _write_json(partial / "config.json", base.settings)
-        if isinstance(base.pooling, dict):
-            (partial / "1_Pooling").mkdir()
-            _write_json(partial / "1_Pooling" / "config.json", base.pooling)
-        notes = _write_tokenizer(resolve(str(path)), partial)
-        partial.rename(directory)
-    except FileExistsError:
-        raise ConfigError("there is something already", where=partial, do="Remove it or give a new name.") from None
+        with whole_folder(directory) as scratch:
+            write_safetensors(scratch / WEIGHTS, _Tensors(base, progress), {"format": "pt"})
+            _write_json(scratch / "config.json", base.settings)
+            if isinstance(base.pooling, dict):
+                (scratch / "1_Pooling").mkdir()
+                _write_json(scratch / "1_Pooling" / "config.json", base.pooling)
+            notes = _write_tokenizer(resolve(str(path)), scratch)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError("cannot write the directory", where=directory, got=error) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Conversion(
         directory,
         len(base.entries),

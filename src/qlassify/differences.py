@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlassify import runs
+from qlassify.durable import write_text
 from qlassify.errors import ConfigError
 
 Labels = tuple[str, ...]
@@ -76,7 +76,7 @@ def _record(one: Difference) -> dict[str, Any]:
 def _write_records(path: Path, records: list[dict[str, Any]], *, paired: bool) -> None:
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        runs.write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+        write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
         return
     columns = ["row", "text", *(["text_pair"] if paired else []), "true", "a", "b", "right"]
     if suffix == ".parquet":
@@ -95,4 +95,4 @@ def _write_records(path: Path, records: list[dict[str, Any]], *, paired: bool) -
     writer.writeheader()
     for one in records:
         writer.writerow({key: "|".join(value) if isinstance(value, tuple) else value for key, value in one.items()})
-    runs.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())

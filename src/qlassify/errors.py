@@ -8,7 +8,7 @@
     |-- MemoryPlanError           4   the job does not fit into memory
     |-- CheckpointError           1   a run that cannot be resumed or restored
     |-- DivergenceError           1   the loss or the gradients stopped being finite
-    `-- Interrupted         128 + n   signal n arrived; a checkpoint was written
+    `-- Interrupted         128 + n   signal n arrived
 
 A message answers five questions, always in this order: what is wrong, where, what was got, what was wanted, and what
 to do about it. They are separate arguments so that no call site forgets one by accident and so that a program can read
@@ -112,8 +112,22 @@ class DivergenceError(QlassifyError):
     """The loss or the gradients stayed non-finite for as many steps as the configuration allows."""
 
 
+class StopNow(BaseException):
+    """A signal asked the command to end at once.
+
+    Not an ``Exception``: libraries catch those, while they import or compile or draw, and would go on.
+
+    Args:
+        signal_number: the signal that arrived.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(signal_number)
+
+
 class Interrupted(QlassifyError):
-    """A signal asked the run to stop, and it stopped after writing a checkpoint.
+    """A signal asked the command to stop, and it stopped.
 
     Args:
         signal_number: the signal that arrived; the exit code is 128 plus it (130 for SIGINT, 143 for SIGTERM).

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,12 +66,14 @@ class ModelEvent:
         run: the settled settings.
         reason: why this precision.
         packed: whether batches run without padding.
+        folder: the run folder.
     """
 
     summary: str
     run: RunConfig
     reason: str
     packed: bool
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,12 @@ JobEvent = DatasetEvent | PlanEvent | ModelEvent | NotesEvent | ResumeEvent | Tr
 
 
 def train(
-    settings: Mapping[str, Any], out: Path | None, *, stop: StopRequest | None = None, strict: bool = False
+    settings: Mapping[str, Any],
+    out: Path | None,
+    *,
+    stop: StopRequest | None = None,
+    strict: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> Iterator[JobEvent]:
     """Train a classifier in a new run folder.
 
@@ -137,6 +144,7 @@ def train(
         out: the run folder; ``runs/<data>-<time>`` when None.
         stop: lets a signal handler ask for a checkpoint and an end.
         strict: refuse to start when a hyper-parameter contract warns.
+        begin: called when nothing refuses the run any more, before its folder is made.
 
     Raises:
         QlassifyError: whatever is wrong, before anything is written if it can be known then.
@@ -146,6 +154,8 @@ def train(
     if not asked.data.train:
         raise ConfigError("no training data was given", where="data.train", wanted="a CSV, TSV, JSONL or Parquet file")
     require_trackers(asked.tracking)
+    if out is not None:
+        runs.require_new(out)
     dataset = read_dataset(asked)
     yield DatasetEvent(dataset)
     preparation = prepare(settings, dataset)
@@ -157,24 +167,26 @@ def train(
     with _reserved(preparation) as guard:
         pipeline.load_weights()
         pipeline.prepare_for(dataset)
-        folder = runs.create_run_folder(out or runs.default_run_path(asked.data.train, time.time()))
-        write_settings(folder.config, pipeline.run.model_dump(mode="json"))
-        yield from _carry_out(preparation, folder, guard, stop=stop, started=started, resumed=False)
+        begin()
+        with runs.create_run_folder(out or runs.default_run_path(asked.data.train, time.time())) as folder:
+            write_settings(folder.config, pipeline.run.model_dump(mode="json"))
+            yield from _carry_out(preparation, folder, guard, stop=stop, started=started, resumed=False)
 
 
 def resume(path: Path, *, stop: StopRequest | None = None) -> Iterator[JobEvent]:
     """Continue a run where its last checkpoint stands.
 
     Raises:
-        ConfigError: not a run folder.
+        ConfigError: not a run folder, or another process is working in it.
         CheckpointError: the run is finished, or its data has changed.
     """
     started = time.perf_counter()
-    folder = runs.open_run_folder(path)
-    if (folder.evaluation / "metrics.json").is_file():
-        raise CheckpointError(
-            "the run is finished", where=path, do=f"Look at {folder.evaluation / 'report.html'}, or train anew."
-        )
+    with runs.continue_run_folder(path) as folder:
+        yield from _resume(folder, stop, started)
+
+
+def _resume(folder: RunFolder, stop: StopRequest | None, started: float) -> Iterator[JobEvent]:
+    """Everything after the folder was opened."""
     # Runs that do not record it began when every head had a bias.
     settings = layer({"model": {"head_bias": True}}, read_settings(folder.config))
     run = RunConfig.parse(settings, where=str(folder.config))
@@ -319,7 +331,7 @@ def _carry_out(
     """Everything from the loaded weights to the report."""
     pipeline, dataset, encoded = preparation.pipeline, preparation.dataset, preparation.encoded
     placement, plan = pipeline.placement, preparation.plan
-    yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed)
+    yield ModelEvent(pipeline.summary(), pipeline.run, placement.reason, pipeline.backbone.packed, folder.path)
     notes = (
         *preparation.reading_notes,
         *preparation.store_notes,

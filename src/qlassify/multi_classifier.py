@@ -36,6 +36,7 @@ from qlassify.artifact import (
     model_folder,
     placement_for,
     read_record,
+    require_written,
 )
 from qlassify.config.quant import QuantConfig
 from qlassify.data.labels import LabelMap
@@ -169,6 +170,11 @@ class MultiClassifier:
         head = load_head(record, folder, self.backbone).eval().requires_grad_(False)
         with self._lock:
             self._adapters.add(name, folder)
+            try:
+                require_written(record, folder)
+            except ModelError:
+                self._adapters.remove(name)
+                raise
             labels = LabelMap(record.labels, record.multi_label)
             self._members[name] = Member(record, labels, head, encoder, key)
 

@@ -28,7 +28,6 @@ from qlassify.artifact import (
     LoadedClassifier,
     load_classifier,
     model_folder,
-    replace_classifier,
     save_classifier,
 )
 from qlassify.config import recommend
@@ -463,14 +462,12 @@ class ClassifyPipeline(StepwisePipeline):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the classifier into a folder (see ``artifact``), which is made if need be.
 
+        A classifier that is there already stays whole until all files of this one take its place.
+
         Raises:
             ConfigError: the adapters were merged; there is no adapter to save.
         """
         save_classifier(self._saveable(), Path(directory))
-
-    def save_again(self, directory: str | os.PathLike[str]) -> None:
-        """Write the classifier in place of the one in a folder, which stays whole until the new one is written."""
-        replace_classifier(self._saveable(), Path(directory))
 
     def _saveable(self) -> LoadedClassifier:
         """The classifier with the record that describes it."""

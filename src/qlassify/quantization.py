@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from qlassify.config.quant import QuantConfig
+from qlassify.durable import whole_folder
 from qlassify.errors import ConfigError
 from qlassify.models.backbone import load_model, require_whole
 from qlassify.models.file_base import is_file_base
@@ -77,15 +78,16 @@ def quantize_model(base: str, directory: Path, config: QuantConfig | None = None
     tensors = unshared(model.state_dict())
     relative = 0.0 if error is None else error.relative
     try:
-        save_quantized(
-            directory,
-            tensors,
-            config=config,
-            layers={path: (layer.out_features, layer.in_features) for path, layer in layers.items()},
-            source=source.directory,
-            source_sha256=source.sha256(),
-            relative_error=relative,
-        )
+        with whole_folder(directory) as scratch:
+            save_quantized(
+                scratch,
+                tensors,
+                config=config,
+                layers={path: (layer.out_features, layer.in_features) for path, layer in layers.items()},
+                source=source.directory,
+                source_sha256=source.sha256(),
+                relative_error=relative,
+            )
     except OSError as failure:
         raise ConfigError("cannot write the quantised model", where=directory, got=failure) from None
     return QuantizationResult(

@@ -20,8 +20,9 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from qlassify import job, runs
 from qlassify.config.files import layer, read_settings
 from qlassify.config.run import RunConfig
 from qlassify.errors import CheckpointError, ConfigError, Interrupted
-from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, ModelEvent, PlanEvent
+from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, PlanEvent
 from qlassify.models.file_base import is_file_base
+from qlassify.run_lock import clear_leavings, own_run
 from qlassify.runs import SEEDS, RunFolder
 from qlassify.training.loop import StopRequest, is_better
 
@@ -163,14 +165,15 @@ def train_seeds(
     folder = out or runs.default_run_path(asked.data.train, time.time())
     runs.require_new(folder)
     seeds = tuple(range(asked.seed, asked.seed + count))
-    yield from _carry_on(_Request(folder, seeds, _from_anywhere(settings, asked), strict), stop)
+    with ExitStack() as held:
+        yield from _carry_on(_Request(folder, seeds, _from_anywhere(settings, asked), strict), stop, held)
 
 
 def resume_seeds(path: Path, *, stop: StopRequest | None = None) -> Iterator[RepeatEvent]:
     """Finish the runs of a folder that ``train_seeds`` began: the interrupted one, then those that never started.
 
     Raises:
-        ConfigError: not such a folder.
+        ConfigError: not such a folder, or another process is working in it.
         CheckpointError: every run is finished, or data or base model have changed.
     """
     record = runs.read_json(path / SEEDS)
@@ -179,19 +182,17 @@ def resume_seeds(path: Path, *, stop: StopRequest | None = None) -> Iterator[Rep
         request = _Request(path, seeds, dict(record["settings"]), bool(record["strict"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("cannot read a file of the run", where=path / SEEDS, got=error) from None
-    if all(is_finished(path / folder_name(seed)) for seed in seeds):
+    if all(runs.is_finished(path / folder_name(seed)) for seed in seeds) and record.get("finished"):
         raise CheckpointError("the runs of all seeds are finished", where=path, do=f"Look at {path / SEEDS}.")
-    yield from _carry_on(request, stop)
+    with ExitStack() as held:
+        held.enter_context(own_run(path))
+        clear_leavings(path)
+        yield from _carry_on(request, stop, held)
 
 
 def folder_name(seed: int) -> str:
     """The name of a seed's run folder."""
     return f"seed-{seed}"
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a run folder holds a finished run: its scores are written last."""
-    return (RunFolder(path).evaluation / "metrics.json").is_file()
 
 
 def _from_anywhere(settings: Mapping[str, Any], asked: RunConfig) -> Mapping[str, Any]:
@@ -206,14 +207,14 @@ def _from_anywhere(settings: Mapping[str, Any], asked: RunConfig) -> Mapping[str
     return layer(settings, paths)
 
 
-def _carry_on(request: _Request, stop: StopRequest | None) -> Iterator[RepeatEvent]:
-    """Every seed in turn: finished ones are read, others trained or resumed."""
+def _carry_on(request: _Request, stop: StopRequest | None, held: ExitStack) -> Iterator[RepeatEvent]:
+    """Every seed in turn: finished ones are read, others trained or resumed; ``held`` takes the folder's lock."""
     folder, results = request.folder, []
     for number, seed in enumerate(request.seeds, 1):
         inner = folder / folder_name(seed)
-        if not is_finished(inner):
+        if not runs.is_finished(inner):
             yield SeedEvent(seed, number, len(request.seeds), inner)
-            yield from _one_seed(request, seed, stop)
+            yield from _one_seed(request, seed, stop, held)
         results.append(_read_result(inner, seed))
         _write(request, results)
         gc.collect()  # models hold themselves in circles, and the next one needs the memory
@@ -221,13 +222,23 @@ def _carry_on(request: _Request, stop: StopRequest | None) -> Iterator[RepeatEve
     yield SeedsFinishedEvent(folder, tuple(results), spreads(results), best_of(results), _notes(request))
 
 
-def _one_seed(request: _Request, seed: int, stop: StopRequest | None) -> Iterator[JobEvent]:
+def _begin(request: _Request, held: ExitStack) -> None:
+    """Make the outer folder, before the first run's: a process that dies between the two leaves what can be resumed."""
+    if not (request.folder / SEEDS).is_file():
+        request.folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(own_run(request.folder))
+        _write(request, [])
+
+
+def _one_seed(request: _Request, seed: int, stop: StopRequest | None, held: ExitStack) -> Iterator[JobEvent]:
     """One job; its last event, with the predictions in it, is left out: the folder has them."""
     inner = request.folder / folder_name(seed)
     if RunFolder(inner).config.is_file():
         events = job.resume(inner, stop=stop)
     else:
-        events = job.train({**request.settings, "seed": seed}, inner, stop=stop, strict=request.strict)
+        settings = {**request.settings, "seed": seed}
+        begin = partial(_begin, request, held)
+        events = job.train(settings, inner, stop=stop, strict=request.strict, begin=begin)
     first = RunFolder(request.folder / folder_name(request.seeds[0]))
     try:
         with closing(events):  # type: ignore[type-var]
@@ -236,8 +247,6 @@ def _one_seed(request: _Request, seed: int, stop: StopRequest | None) -> Iterato
                     job.require_same_data(first, event.dataset)
                 elif isinstance(event, PlanEvent):
                     job.require_same_base(first, event.preparation.pipeline)
-                elif isinstance(event, ModelEvent) and not (request.folder / SEEDS).is_file():
-                    _write(request, [])
                 if not isinstance(event, FinishedEvent):
                     yield event
     except Interrupted as stopped:

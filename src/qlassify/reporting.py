@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from qlassify import runs
-from qlassify.assessment import Assessment, write_scores
+from qlassify.assessment import Assessment, forget_scores, write_scores
 from qlassify.config.files import read_settings
 from qlassify.data.telling import untold
+from qlassify.durable import write_text
 from qlassify.evaluation.decision import Answer
 from qlassify.evaluation.model_card import render_model_card
 from qlassify.evaluation.report import render_report
@@ -54,10 +55,10 @@ def write_assessment(
         directory: where to write; the run's ``evaluation`` folder when None.
     """
     directory = directory or folder.evaluation
-    directory.mkdir(parents=True, exist_ok=True)
+    forget_scores(directory)
     report = report_input(folder, pipeline, assessment, environment)
-    runs.write_text(directory / REPORT, render_report(report))
-    runs.write_text(directory / "MODEL_CARD.md", render_model_card(report))
+    write_text(directory / REPORT, render_report(report))
+    write_text(directory / "MODEL_CARD.md", render_model_card(report))
     write_scores(directory, assessment)
 
 

@@ -20,18 +20,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qlassify.errors import ConfigError
+from qlassify.durable import write_text
+from qlassify.errors import CheckpointError, ConfigError
+from qlassify.run_lock import LOCK, clear_leavings, own_run, require_free
 from qlassify.version import __version__
 
 
@@ -75,13 +77,24 @@ SEEDS = "seeds.json"
 """Stands in a folder that holds the run folders of several seeds."""
 
 
+BEGINNING = frozenset({LOCK, ".run.yaml.tmp", f".{SEEDS}.tmp"})
+"""What may be in a run folder before ``run.yaml`` is, and in one of several seeds before its record."""
+
+
 def require_new(path: Path) -> None:
-    """Refuse a run folder that has something in it.
+    """Refuse a run folder that has something in it, or in which another process is working.
+
+    What a run leaves that was killed before it had written its settings does not count.
 
     Raises:
         ConfigError: it exists and is not empty.
     """
-    if path.exists() and any(path.iterdir()):
+    require_free(path)
+    _require_empty(path)
+
+
+def _require_empty(path: Path) -> None:
+    if path.exists() and any(one.name not in BEGINNING for one in path.iterdir()):
         raise ConfigError(
             "the run folder is not empty",
             where=path,
@@ -89,18 +102,21 @@ def require_new(path: Path) -> None:
         )
 
 
-def create_run_folder(path: Path) -> RunFolder:
-    """Make a new run folder.
+@contextmanager
+def create_run_folder(path: Path) -> Iterator[RunFolder]:
+    """Make a new run folder and keep other processes out of it.
 
     Raises:
-        ConfigError: it exists and is not empty, or cannot be made.
+        ConfigError: it exists and is not empty, another process is working in it, or it cannot be made.
     """
     try:
         require_new(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError("cannot make the run folder", where=path, got=error) from None
-    return RunFolder(path)
+    with own_run(path):
+        _require_empty(path)  # another process may have been here since
+        yield RunFolder(path)
 
 
 def open_run_folder(path: Path) -> RunFolder:
@@ -113,6 +129,33 @@ def open_run_folder(path: Path) -> RunFolder:
     if not folder.config.is_file():
         raise ConfigError("not a run folder", where=path, wanted="a folder with run.yaml, as qlassify train writes it")
     return folder
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run folder holds a finished run: its scores are written last."""
+    return (RunFolder(path).evaluation / "metrics.json").is_file()
+
+
+@contextmanager
+def continue_run_folder(path: Path) -> Iterator[RunFolder]:
+    """An existing run folder whose run is not finished; other processes are kept out, a dead one's leavings removed.
+
+    Raises:
+        ConfigError: it is none, or another process is working in it.
+        CheckpointError: the run is finished.
+    """
+    folder = open_run_folder(path)
+    _require_unfinished(folder)
+    with own_run(path):
+        _require_unfinished(folder)  # by another process, since then
+        clear_leavings(path)
+        yield folder
+
+
+def _require_unfinished(folder: RunFolder) -> None:
+    if is_finished(folder.path):
+        report = folder.evaluation / "report.html"
+        raise CheckpointError("the run is finished", where=folder.path, do=f"Look at {report}, or train anew.")
 
 
 def default_run_path(data: str, now: float) -> Path:
@@ -128,14 +171,6 @@ def default_run_path(data: str, now: float) -> Path:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

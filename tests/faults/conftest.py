@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
+from run_results import disturbed_settings
+
+from tiny_jobs import make_rows, save_tiny_base, write_table
 
 PREFIX = "faults: "
 FULL = "QLASSIFY_TEST_FAULTS"
@@ -51,3 +56,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for kind, number in sorted(counts.items()):
         terminalreporter.write_line(f"{number:6,}  {kind}")
     terminalreporter.write_line(f"{len(lost):6,}  lost")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with its tokeniser, written once."""
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def train_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 learnable rows as CSV, of which 90 are trained on."""
+    return write_table(tmp_path_factory.mktemp("data") / "train.csv", ("text", "label"), make_rows(120, seed=2))
+
+
+@pytest.fixture(scope="session")
+def fork_server(tiny_base: Path, train_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs commands in processes of their own, and kills them where it is told to."""
+    server = ForkServer(disturbed_settings(tiny_base, train_csv, epochs=1), tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()

@@ -20,7 +20,7 @@ ROOT = Path(qlassify.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = {
-    0: {"errors", "seeding", "version", "demo_corpus"},
+    0: {"errors", "seeding", "version", "demo_corpus", "durable"},
     1: {"config", "contracts", "kernels"},
     2: {"quant", "formats", "data", "planning"},
     3: {"methods", "models"},
@@ -47,6 +47,7 @@ LAYERS = {
         "artifact",
         "peft_classifier",
         "runs",
+        "run_lock",
         "quantization",
         "conversion",
         "inspection",

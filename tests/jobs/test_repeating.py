@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qlassify import ClassifyPipeline, job, repeating
+from qlassify import ClassifyPipeline, job, runs
 from qlassify.errors import CheckpointError, ConfigError, ContractError, Interrupted, ModelError
 from qlassify.job import ModelEvent
 from qlassify.repeating import (
@@ -268,4 +268,4 @@ def test_the_record_is_there_before_the_first_step(tiny_base: Path, train_csv: P
     next(event for event in events if isinstance(event, ModelEvent))
     assert record_of(tmp_path / "run")["runs"] == []
     events.close()  # type: ignore[attr-defined]
-    assert repeating.is_finished(tmp_path / "run" / "seed-3") is False
+    assert runs.is_finished(tmp_path / "run" / "seed-3") is False

@@ -5,10 +5,11 @@ A verb's module is small and imports the rooms below only when the verb runs, so
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,7 +28,8 @@ from qlassify.cli import (
     quantize,
     train,
 )
-from qlassify.errors import QlassifyError
+from qlassify.cli.signals import handled
+from qlassify.errors import Interrupted, QlassifyError, StopNow
 from qlassify.version import __version__
 
 app = typer.Typer(
@@ -74,19 +76,39 @@ and they lie between the tensors: with all-MiniLM-L6-v2 in bf16 a process grew b
 these, which also took a tenth less processor time."""
 
 
+def _end_with(error: QlassifyError) -> NoReturn:
+    """Say what is wrong and end with its exit code."""
+    if "--json" in sys.argv:
+        print(json.dumps(error.as_dict(), ensure_ascii=False))
+    print(f"qlassify: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _speak_utf8() -> None:
+    """Write UTF-8 into files and pipes, whatever the locale, and what a terminal cannot show as an escape.
+
+    Predictions are the same bytes everywhere, and a label that a locale has no letters for ends no command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
+    _speak_utf8()
     try:
-        app()
+        with handled():
+            app()
+    except StopNow as stopped:
+        _end_with(Interrupted(stopped.signal_number, "nothing more was written"))
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise
-        if "--json" in sys.argv:
-            print(json.dumps(error.as_dict(), ensure_ascii=False))
-        print(f"qlassify: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end_with(error)
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

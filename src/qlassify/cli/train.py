@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 
 from qlassify.cli import options
 from qlassify.cli.options import TRAINING
+from qlassify.cli.signals import asking, require_no_request
 
 if TYPE_CHECKING:
     from qlassify.job import JobEvent
@@ -95,35 +96,64 @@ def _start(
         follow_seeds(events, stop, as_json=as_json, quiet=quiet)
 
 
-def follow(events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
-    """Show a job's events until it ends; SIGINT and SIGTERM ask it to write a checkpoint and stop."""
+def follow(
+    events: Iterator[JobEvent], stop: StopRequest, *, as_json: bool, quiet: bool, folder: Path | None = None
+) -> None:
+    """Show a job's events until it ends; SIGINT and SIGTERM ask it to write a checkpoint and stop.
+
+    Args:
+        events: the job's.
+        stop: its stop request.
+        as_json: print JSON lines.
+        quiet: print as little as can be.
+        folder: the run folder, if it is there already.
+    """
     from qlassify.cli.show import TrainView
+    from qlassify.job import ModelEvent
 
-    with _signals(stop), TrainView(as_json=as_json, quiet=quiet) as view:
+    with TrainView(as_json=as_json, quiet=quiet) as view, _ended(events, stop, lambda: folder):
         for event in events:
+            folder = event.folder if isinstance(event, ModelEvent) else folder
             view.show(event)
+            require_no_request(stop)
 
 
-def follow_seeds(events: Iterator[RepeatEvent], stop: StopRequest, *, as_json: bool, quiet: bool) -> None:
+def follow_seeds(
+    events: Iterator[RepeatEvent], stop: StopRequest, *, as_json: bool, quiet: bool, folder: Path | None = None
+) -> None:
     """The same for the jobs of several seeds."""
     from qlassify.cli.show_seeds import SeedsView
+    from qlassify.repeating import SeedEvent
 
-    with _signals(stop), SeedsView(as_json=as_json, quiet=quiet) as view:
+    with SeedsView(as_json=as_json, quiet=quiet) as view, _ended(events, stop, lambda: folder):
         for event in events:
+            folder = event.folder.parent if isinstance(event, SeedEvent) else folder
             view.show(event)
+            require_no_request(stop)
 
 
 @contextmanager
-def _signals(stop: StopRequest) -> Iterator[None]:
-    """SIGINT and SIGTERM go to ``stop`` meanwhile."""
-    import signal
+def _ended(events: Iterator[Any], stop: StopRequest, folder: Callable[[], Path | None]) -> Iterator[None]:
+    """Events meanwhile; a signal that ends them ends in a sentence that says how to go on.
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    Args:
+        events: closed at the end.
+        stop: the loop's.
+        folder: gives the run's folder, if it is known by then.
+    """
+    from qlassify.errors import Interrupted, StopNow
+    from qlassify.runs import SEEDS
+
     try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        with asking(stop), closing(events):  # type: ignore[type-var]
+            yield
+    except StopNow as stopped:
+        path = folder()
+        if path is None or not any((path / name).is_file() for name in ("run.yaml", SEEDS)):
+            raise
+        what = "at once; what was done since the last checkpoint will be done again"
+        do = f"Continue with: qlassify train --resume {path}"
+        raise Interrupted(stopped.signal_number, what, do=do) from None
 
 
 def _require_nothing_else(path: Path, flags: dict[str, Any], others: list[Any]) -> None:
@@ -146,9 +176,9 @@ def _resume(path: Path, *, as_json: bool, quiet: bool) -> None:
 
     stop = StopRequest()
     if (path / SEEDS).is_file():
-        follow_seeds(repeating.resume_seeds(path, stop=stop), stop, as_json=as_json, quiet=quiet)
+        follow_seeds(repeating.resume_seeds(path, stop=stop), stop, as_json=as_json, quiet=quiet, folder=path)
     else:
-        follow(job.resume(path, stop=stop), stop, as_json=as_json, quiet=quiet)
+        follow(job.resume(path, stop=stop), stop, as_json=as_json, quiet=quiet, folder=path)
 
 
 def _text(path: Path | None) -> str | None:

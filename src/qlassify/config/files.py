@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from qlassify.durable import write_text
 from qlassify.errors import ConfigError
 
 Settings = dict[str, Any]
@@ -95,10 +96,7 @@ def gather_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> S
 
 def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
     """Write settings as YAML that ``read_settings`` reads back equal, whole or not at all."""
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    scratch.replace(path)
+    write_text(Path(path), yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True))
 
 
 def _plain(value: Any) -> Any:

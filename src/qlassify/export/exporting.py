@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 
 from qlassify.data.long_texts import SHARE
 from qlassify.data.tokenise import Encoded
+from qlassify.durable import whole_folder
 from qlassify.errors import ConfigError
 from qlassify.evaluation.predict import predict_logits
 from qlassify.export import adapter, merged, onnx_graph, readme
@@ -240,18 +239,11 @@ def _logits(pipeline: ClassifyPipeline, encoded: Encoded) -> Logits:
 def _scratch(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` that takes its place at the end, or is gone if anything was wrong."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with whole_folder(target) as scratch:
+            yield scratch
+            _open_modes(scratch)
     except OSError as error:
         raise ConfigError("cannot write the export", where=target, got=error) from None
-    try:
-        yield scratch
-        _open_modes(scratch)
-        os.replace(scratch, target)
-    except OSError as error:
-        raise ConfigError("cannot write the export", where=target, got=error) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _open_modes(folder: Path) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from qlassify.durable import write_text
 from qlassify.training.events import EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEvent
 
 IDENTITIES = "tracking.json"
@@ -66,10 +66,8 @@ class TrackedRun:
 
     def remember(self, tool: str, identity: str) -> None:
         """Keep the run's name in a tool for when it is resumed; names only, never an address or a key."""
-        path = self.folder / IDENTITIES
-        scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_text(json.dumps({**self._identities(), tool: identity}, indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
+        text = json.dumps({**self._identities(), tool: identity}, indent=2) + "\n"
+        write_text(self.folder / IDENTITIES, text)
 
     def _identities(self) -> dict[str, Any]:
         try:

@@ -1,0 +1,164 @@
+"""Files and folders that a process which dies leaves whole or not there.
+
+Three cases, from the smallest:
+
+    one file                     written beside its place, flushed, renamed            ``write_text``, ``whole_file``
+    a folder that is new         written beside its place, flushed, renamed            ``whole_folder``
+    several files of a folder    written into ``.writing``, flushed, renamed to        ``replace_files``
+    that belong together         ``.new``, then moved to their places one by one
+
+The last is a log of what is to be done, as databases keep it. The rename to ``.new`` decides: before it the old files
+hold, after it the new ones, wherever each of them lies by then. Whoever comes next carries out what was decided
+(``finish_replacement``), as often as need be and several at once, since moving a file that has been moved does
+nothing. Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever
+else somebody keeps in it would be lost. Exchanging them in one call exists on Linux alone and not on every file system.
+
+A flush (fsync) is for power cuts. A killed process alone loses nothing that it has written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+WRITING = ".writing"
+"""Folder in which ``replace_files`` writes; nothing in it counts."""
+DECIDED = ".new"
+"""Folder with files that hold in place of those of the same names beside it."""
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder.
+
+    Raises:
+        OSError: the system could not write it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """fsync everything in a folder, and the folder."""
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+    flush(folder)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; it becomes ``path`` at the end, unless there was an error.
+
+    The folder is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        yield scratch
+        flush(scratch)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` in UTF-8, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that takes its place at the end, or is gone if anything was wrong.
+
+    ``target`` must not be there, or be an empty folder. What killed processes have left beside it is removed: a
+    process holds a lock on its scratch folder for as long as it lives.
+    """
+    target = Path(os.path.abspath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp\Z")
+    for left in target.parent.iterdir():
+        if ours.match(left.name) and left.is_dir():
+            with _locked(left, wait=False) as mine:
+                if mine:
+                    shutil.rmtree(left, ignore_errors=True)
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    scratch.mkdir()  # not tempfile's, whose folders are private
+    try:
+        with _locked(scratch, wait=False):
+            yield scratch
+            flush_tree(scratch)
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    flush(target.parent)
+
+
+@contextmanager
+def replace_files(folder: Path) -> Iterator[Path]:
+    """A folder to write into; at the end its files take their places in ``folder``, all of them or none.
+
+    ``folder`` is made if need be; files of other names in it stay. Two processes come one after the other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, wait=True):
+        finish_replacement(folder)
+        scratch = folder / WRITING
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+            flush_tree(scratch)
+            scratch.rename(folder / DECIDED)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        flush(folder)
+        finish_replacement(folder)
+
+
+def finish_replacement(folder: Path) -> None:
+    """Move files whose replacement was decided to their places; nothing where there are none.
+
+    Raises:
+        OSError: a file cannot be moved.
+    """
+    decided = folder / DECIDED
+    try:
+        names = os.listdir(decided)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in sorted(names):
+        with suppress(FileNotFoundError):  # another process has moved it
+            os.replace(decided / name, folder / name)
+    flush(folder)
+    with suppress(OSError):
+        decided.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a folder; False where another process has it. File systems without locks give True."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
