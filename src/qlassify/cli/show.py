@@ -31,7 +31,7 @@ from qlassify.job import (
     SavedEvent,
 )
 from qlassify.planning.plan import human_bytes, human_count
-from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
+from qlassify.training.events import EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
 
 if TYPE_CHECKING:
     from qlassify.assessment import Assessment
@@ -87,7 +87,8 @@ class TrainView:
                 TrainingEndEvent: self._trained,
                 SavedEvent: self._saved,
             }
-            if not isinstance(event, CheckpointEvent):
+            # Checkpoints are no news; what went wrong with one, or with memory, is told on standard error.
+            if type(event) in handlers:
                 handlers[type(event)](event)
 
     def _line(self, head: str, body: str) -> None:

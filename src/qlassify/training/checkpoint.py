@@ -49,6 +49,8 @@ class Progress:
         skipped_steps: steps that were not taken because they were not finite.
         skipped_in_a_row: such steps directly before now.
         stopped_early: whether patience has run out.
+        token_budget: tokens computed at once, since memory ran out at what the settings say; None before. It decides
+            how rows share micro-batches, and with that which elements dropout drops.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     stopped_early: bool = False
+    token_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class CheckpointStore:
         """
         name = f"step-{checkpoint.progress.step:06d}"
         final, scratch = self.directory / name, self.directory / f".{name}.tmp"
-        if _is_whole(final):
+        if _holds(final, checkpoint.progress):
             return final  # the same step of the same run: the same state
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -184,13 +187,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(progress, parts["trainable"], parts["optimizer"], best, parts["generator"]["dropout"])
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether there is an undamaged checkpoint at ``path``."""
+def _holds(path: Path, progress: Progress) -> bool:
+    """Whether there is an undamaged checkpoint at ``path`` of just this state; a lowered budget makes it another."""
     try:
-        read_checkpoint(path)
+        return read_checkpoint(path).progress == progress
     except CheckpointError:
         return False
-    return True
 
 
 def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
