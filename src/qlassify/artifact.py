@@ -6,8 +6,9 @@
     tokenizer.json and companions                     the tokeniser that the training texts went through
 
 The base model is named, found again on loading by the same resolution as in training, and its weights' SHA-256 must
-match. The head is a file of its own that is always written; a classifier whose head was left out of a checkpoint
-predicts at random, without an error.
+match; the SHA-256 of the folder's own files are in its record and must match too (``digests``). The head is a file of
+its own that is always written; a classifier whose head was left out of a checkpoint predicts at random, without an
+error.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from typing import Any
 from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
+from qlassify.digests import KEY, verify_files, verify_record, with_digests
 from qlassify.errors import ConfigError, ModelError
 from qlassify.evaluation.decision import DecisionRule
 from qlassify.methods.inject import Attachment, attach
 from qlassify.methods.state import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     copy_tensors,
     load_adapter,
     read_adapter_config,
@@ -136,8 +140,9 @@ def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
     head = loaded.classifier.head
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.named_parameters()}
     write_tensors(directory / HEAD, tensors)
-    loaded.encoder.save(directory)
+    files = (*(directory / name for name in (CONFIG_FILE, WEIGHTS_FILE, HEAD)), *loaded.encoder.save(directory))
     record = {"format": FORMAT, "qlassify": __version__, **asdict(loaded.record)}
+    record = with_digests(record, RECORD, files)
     (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -157,11 +162,13 @@ def read_record(directory: Path) -> ClassifierRecord:
     """Read ``classifier.json``.
 
     Raises:
-        ModelError: missing, unreadable, or of another format.
+        ModelError: missing, unreadable, damaged, or of another format.
     """
     path = directory / RECORD
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        verify_record(settings, path)
+        settings.pop(KEY, None)
         if settings.pop("format") != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
         settings.pop("qlassify")
@@ -178,8 +185,19 @@ def read_record(directory: Path) -> ClassifierRecord:
             wanted=f"a run folder or a model folder with {RECORD}",
             do=_where_to_look(directory),
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ModelError("cannot read the saved classifier", where=path, got=error) from None
+
+
+def require_undamaged(directory: Path) -> ClassifierRecord:
+    """``read_record``, and every file that it has a digest of is the one that was written with it.
+
+    Raises:
+        ModelError: names the file that is missing, damaged, or of another classifier.
+    """
+    record, path = read_record(directory), directory / RECORD
+    verify_files(json.loads(path.read_text(encoding="utf-8")), path)
+    return record
 
 
 def require_fitting(rule: DecisionRule, num_labels: int) -> None:
@@ -215,7 +233,7 @@ def load_classifier(
     Raises:
         ModelError: something is missing, damaged, or belongs to another base model.
     """
-    record = read_record(directory)
+    record = require_undamaged(directory)
     base = load_base(record, where=directory, device=device, precision=precision, base_model=base_model)
     backbone = base.backbone
     attachment = attach(backbone.model, read_adapter_config(directory), seed=0)

@@ -36,6 +36,7 @@ from qlassify.artifact import (
     model_folder,
     placement_for,
     read_record,
+    require_undamaged,
 )
 from qlassify.config.quant import QuantConfig
 from qlassify.data.labels import LabelMap
@@ -160,7 +161,7 @@ class MultiClassifier:
             ModelError: another base model, format or precision; or something is missing or damaged.
         """
         folder = model_folder(Path(directory))
-        record = read_record(folder)
+        record = require_undamaged(folder)
         self._require_same_base(record, folder)
         key = (_tokeniser_digest(folder), record.max_length, record.long)
         known = (member.encoder for member in self._members.values() if member.encoder_key == key)

@@ -45,6 +45,7 @@ LAYERS = {
         "assessment",
         "reporting",
         "artifact",
+        "digests",
         "peft_classifier",
         "runs",
         "quantization",

@@ -129,8 +129,9 @@ class TokenBudgetEvent:
     def sentence(self) -> str:
         """For a person."""
         return (
-            f"memory ran out in step {self.step + 1} at {self.tokens} tokens at once; the step is repeated, and training "
-            f"goes on, with training.token_budget {self.token_budget} in place of {self.former} ({self.reason})"
+            f"memory ran out in step {self.step + 1} at {self.tokens} tokens at once; the step is repeated, and "
+            f"training goes on, with training.token_budget {self.token_budget} in place of {self.former} "
+            f"({self.reason})"
         )
 
 

@@ -40,7 +40,7 @@ def attempt(act: Callable[[], Result], stepper: Stepper, generator: torch.Genera
     # Behind the handler, where the error and what its traceback held are gone.
     stepper.forget()
     generator.set_state(state)
-    if torch.cuda.is_initialized():
+    if stepper.classifier.backbone.device.type == "cuda":
         torch.cuda.empty_cache()  # pieces of the sizes that failed would lie beside those of the next try
     tokens, rows = stepper.computing
     return Shortage(tokens, rows, said)
