@@ -6,6 +6,7 @@ is a failure where the majority class has 90 %.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.slices import SliceScores, row_groups, slice_scores
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.seeding import numpy_generator
+from qlassify.unwritten import Unwritten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,11 +162,20 @@ def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, 
     return majority, tfidf.evaluate(rows.corpus.texts, rows.targets, labels.names, pairs=rows.corpus.pairs)
 
 
-def write_scores(directory: Path, assessment: Assessment) -> None:
-    """Write predictions.parquet and, last, metrics.json."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_predictions(directory / "predictions.parquet", assessment)
-    runs.write_json(directory / "metrics.json", as_json(assessment))
+def write_scores(directory: Path, assessment: Assessment, unwritten: Unwritten) -> None:
+    """Write predictions.parquet and, last and only if nothing is missing, metrics.json: where it is, all is there.
+
+    Args:
+        directory: made if need be.
+        assessment: the scores.
+        unwritten: is told what could not be written, and may know already of something.
+    """
+    predictions, scores = directory / "predictions.parquet", directory / "metrics.json"
+    unwritten.attempt(predictions.name, lambda: write_predictions(predictions, assessment))
+    if unwritten:
+        unwritten.add(scores.name, "it is written last, when nothing else is missing")
+    else:
+        unwritten.attempt(scores.name, lambda: runs.write_json(scores, as_json(assessment)))
 
 
 def as_json(assessment: Assessment) -> dict[str, Any]:
@@ -186,6 +197,9 @@ def write_predictions(path: Path, assessment: Assessment) -> None:
     """One line per scored row: row number, text, true and predicted labels, probability of each label.
 
     For a classifier that abstains, a column says on which rows; their predicted label is the one that is withheld.
+
+    Raises:
+        OSError: the file cannot be written; a former one is untouched.
     """
     import polars
 
@@ -202,4 +216,12 @@ def write_predictions(path: Path, assessment: Assessment) -> None:
         columns["abstained"] = rule.abstains(scores)
     for index, name in enumerate(assessment.labels.names):
         columns[f"p({name})"] = assessment.probabilities[:, index]
-    polars.DataFrame(columns).write_parquet(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        polars.DataFrame(columns).write_parquet(scratch)
+        scratch.replace(path)
+    except (OSError, polars.exceptions.PolarsError) as error:  # a full disk is a ComputeError to polars
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise OSError(str(error)) from None

@@ -121,7 +121,7 @@ def test_without_digests_damage_is_still_no_traceback(
     assert ClassifyPipeline.load(folder).predict(TEXTS)
     path = folder / "model" / name
     refused = count = 0
-    for what, content in sampled(path, 100 if full_faults else 12):
+    for _, content in sampled(path, 100 if full_faults else 12):
         path.write_bytes(content)
         refused += refusal(folder) is not None
         count += 1

@@ -5,10 +5,11 @@ A verb's module is small and imports the rooms below only when the verb runs, so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -79,15 +80,35 @@ def main() -> None:
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            sys.stdout.flush()  # what cannot be printed is to be told here and not in the interpreter's last moments
+            raise
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise
-        if "--json" in sys.argv:
-            print(json.dumps(error.as_dict(), ensure_ascii=False))
-        print(f"qlassify: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        end(error)
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except (OSError, MemoryError, RuntimeError) as error:
+        from qlassify.cli.trouble import trouble
+
+        problem = None if "--debug" in sys.argv else trouble(error)
+        if problem is None:
+            raise
+        end(problem)
+
+
+def end(problem: QlassifyError) -> NoReturn:
+    """Tell an error, as JSON too where that was asked for, and exit with its code."""
+    from qlassify.cli.trouble import flush_output
+
+    with contextlib.suppress(OSError):  # where nothing can be printed, the sentence and the exit code still say it
+        if "--json" in sys.argv:
+            print(json.dumps(problem.as_dict(), ensure_ascii=False))
+    flush_output()
+    print(f"qlassify: {problem}", file=sys.stderr)
+    sys.exit(problem.exit_code)

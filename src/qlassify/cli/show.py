@@ -211,6 +211,7 @@ class TrainView:
                 "run": str(event.folder.path),
                 "seconds": round(event.seconds, 3),
                 "measured": dict(event.measured),
+                "unwritten": dict(event.unwritten),
                 **as_json(event.assessment),
                 "next": list(commands),
             }
@@ -224,7 +225,10 @@ class TrainView:
             f"peak memory {human_bytes(event.measured['peak_memory_bytes'])}"
         )
         self.console.print(f"run    {event.folder.path}")
-        self.console.print(f"report {event.folder.evaluation / 'report.html'}")
+        from qlassify.reporting import REPORT
+
+        if REPORT not in event.unwritten:
+            self.console.print(f"report {event.folder.evaluation / REPORT}")
         self.console.print("\nnext:")
         for command in commands:
             self.console.print(f"  {command}")
@@ -254,7 +258,8 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> No
 
     assessment, directory = evaluation.assessment, evaluation.directory
     if as_json:
-        record = {**to_json(assessment), "written_to": None if directory is None else str(directory)}
+        written_to = None if directory is None else str(directory)
+        record = {**to_json(assessment), "written_to": written_to, "unwritten": dict(evaluation.unwritten)}
         print(json.dumps(record, ensure_ascii=False))
         return
     console = Console(highlight=False, soft_wrap=True, markup=False)

@@ -8,6 +8,7 @@ to a private loader (the global one is left alone).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -94,11 +95,21 @@ def gather_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> S
 
 
 def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
-    """Write settings as YAML that ``read_settings`` reads back equal, whole or not at all."""
+    """Write settings as YAML that ``read_settings`` reads back equal, whole or not at all.
+
+    Raises:
+        OSError: they cannot be written; nothing of them is left then.
+    """
     path = Path(path)
     scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _plain(value: Any) -> Any:

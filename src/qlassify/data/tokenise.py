@@ -250,8 +250,17 @@ class TextEncoder:
 
         Returns:
             The files that were written.
+
+        Raises:
+            OSError: they cannot be written.
         """
-        named = {Path(path) for path in self.tokenizer.save_pretrained(str(directory)) if path is not None}
+        try:
+            written = self.tokenizer.save_pretrained(str(directory))
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # the tokenizers library's own, without a class of its own
+            raise OSError(f"{directory}: {error}") from None
+        named = {Path(path) for path in written if path is not None}
         return tuple(sorted(path for path in named if path.is_file()))  # it names some that it had no use for
 
     def encode(
