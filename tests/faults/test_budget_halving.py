@@ -20,6 +20,7 @@ from torch import Tensor
 from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.errors import MemoryPlanError
+from qlassify.evaluation.predict import predict_logits
 from qlassify.planning.out_of_memory import Shortage, halved, is_out_of_memory
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore
 from qlassify.training.events import CheckpointEvent, TokenBudgetEvent, TrainingEvent, as_record
@@ -99,8 +100,6 @@ class World:
         self.failures = 0
 
         def score() -> Mapping[str, float | None]:
-            from qlassify.evaluation.predict import predict_logits
-
             logits = torch.from_numpy(predict_logits(self.training.classifier, encoded))
             return {"loss": float(torch.nn.functional.cross_entropy(logits, wanted))}
 
@@ -338,3 +337,32 @@ def test_a_lowered_budget_becomes_a_line_of_the_log() -> None:
         "tokens": 900,
         "reason": "full",
     }
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_predicting_goes_on_in_smaller_pieces_with_a_warning(
+    base: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tally: Tally
+) -> None:
+    """Every row gets its own logits, the rows that were done before memory ran out included."""
+    world = World(base, None)
+    classifier, encoded = world.training.classifier, world.encoded
+    wanted = predict_logits(classifier, encoded, token_budget=64)
+    original, calls, done = classifier.forward, [0], list[int]()
+
+    def forward(batch: PackedBatch) -> Tensor:
+        calls[0] += 1
+        if calls[0] > 2 and batch.num_tokens > 32:
+            raise ERRORS[kind]()
+        return original(batch)
+
+    monkeypatch.setattr(classifier, "forward", forward)
+    with pytest.warns(RuntimeWarning, match="goes on with 32"):
+        found = predict_logits(classifier, encoded, token_budget=64, progress=done.append)
+    # fp32, and matrix products of other shapes: a few units in the last place of logits of order one.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+    assert done == sorted(done)
+    assert done[-1] == len(encoded)
+    monkeypatch.setattr(classifier, "forward", lambda batch: (_ for _ in ()).throw(ERRORS[kind]()))
+    with pytest.warns(RuntimeWarning), pytest.raises(MemoryPlanError, match="one text alone"):
+        predict_logits(classifier, encoded, token_budget=64)
+    tally("faults injected", 2)

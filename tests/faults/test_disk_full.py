@@ -169,9 +169,9 @@ def test_a_disk_that_becomes_read_only_does_not_stop_the_training(
     tally("faults injected", 1)
 
 
-# What the settings do not fit into; what stops checkpoints and the report; what stops checkpoints alone.
-SHORT = (1_000, 50_000, 100_000)
-FULL = (1, 400, 1_500, 2_500, 5_000, 8_000, 20_000, 29_800, 66_000, 110_000, 140_000)
+# 50,000 bytes stop checkpoints and the report, 1,000 the settings, 100,000 checkpoints alone.
+SHORT = (50_000,)
+FULL = (1, 1_000, 2_500, 8_000, 29_800, 100_000)
 
 
 def finish(run: Path, world: World) -> None:
@@ -202,7 +202,8 @@ def test_a_quota_never_costs_more_than_what_does_not_fit(
         finish(run, world)
         assert model_bytes(run / "model") == model_bytes(undisturbed / "model"), limit
         tally("faults injected", 1)
-    assert (codes[1_000], codes[50_000], codes[100_000]) == (1, 1, 0), "the limits stop what they are meant to stop"
+    wanted = {50_000: 1, **({1_000: 1, 100_000: 0} if full_faults else {})}
+    assert {limit: codes[limit] for limit in wanted} == wanted, "the limits stop what they are meant to stop"
 
 
 @pytest.mark.slow
@@ -210,7 +211,7 @@ def test_small_disks_never_end_in_a_traceback(
     world: World, undisturbed: Path, tmp_path: Path, tally: Tally, full_faults: bool
 ) -> None:
     """The real command on file systems of growing size, of which the last is large enough."""
-    sizes = [64, 160, 320, 420, 500, 2_000] if full_faults else [320]
+    sizes = [64, 160, 320, 500] if full_faults else [320]
     for kilobytes in sizes:
         folder = tmp_path / f"disk-{kilobytes}"
         with small_disk(folder, kilobytes * 1024):

@@ -75,12 +75,22 @@ and they lie between the tensors: with all-MiniLM-L6-v2 in bf16 a process grew b
 these, which also took a tenth less processor time."""
 
 
+HEAVY = frozenset(
+    {"train", "plan", "evaluate", "calibrate", "compare", "predict", "export", "quantize", "convert", "demo"}
+)
+"""Verbs that import torch."""
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
     try:
         try:
+            if HEAVY.intersection(sys.argv[1:2]) and "--help" not in sys.argv:
+                from qlassify.cli.trouble import require_room_for_libraries
+
+                require_room_for_libraries()
             app()
         except SystemExit:
             sys.stdout.flush()  # what cannot be printed is to be told here and not in the interpreter's last moments
@@ -93,7 +103,7 @@ def main() -> None:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         from qlassify.cli.trouble import trouble
 
         problem = None if "--debug" in sys.argv else trouble(error)

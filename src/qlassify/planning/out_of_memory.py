@@ -5,7 +5,7 @@ each allocator has its own. They are told apart by their names and words and not
 is torch's, and this room knows no torch:
 
     MemoryError                  Python, NumPy, C++ (std::bad_alloc)
-    RuntimeError                 torch on the CPU: "DefaultCPUAllocator: can't allocate memory"
+    RuntimeError                 torch on the CPU: "DefaultCPUAllocator: can't allocate memory"; oneDNN below it
     torch.OutOfMemoryError       torch on CUDA; a RuntimeError
     OSError with ENOMEM          a memory map
 
@@ -28,8 +28,12 @@ SAYINGS = (
     "std::bad_alloc",
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
+    "could not create a primitive",
+    "could not create a memory object",
 )
-"""Words, in small letters, by which a ``RuntimeError`` says that memory ran out."""
+"""Words, in small letters, by which a ``RuntimeError`` says that memory ran out. The last two are oneDNN's, which says
+no more when it has no memory for the code that it generates. It also says so of what it does not support; a step that
+was rehearsed asks for nothing of the kind."""
 
 
 @dataclass(frozen=True, slots=True)
