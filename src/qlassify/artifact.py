@@ -6,15 +6,16 @@
     tokenizer.json and companions                     the tokeniser that the training texts went through
 
 The base model is named, found again on loading by the same resolution as in training, and its weights' SHA-256 must
-match. The head is a file of its own that is always written; a classifier whose head was left out of a checkpoint
-predicts at random, without an error.
+match; the SHA-256 of the folder's own files are in its record and must match too (``digests``). The head is a file of
+its own that is always written; a classifier whose head was left out of a checkpoint predicts at random, without an
+error.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from typing import Any
 from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
+from qlassify.digests import KEY, verify_files, verify_record, with_digests
 from qlassify.durable import finish_replacement, replace_files
 from qlassify.errors import ConfigError, ModelError
 from qlassify.evaluation.decision import DecisionRule
 from qlassify.methods.inject import Attachment, attach
 from qlassify.methods.state import (
+    CONFIG_FILE,
     WEIGHTS_FILE,
     copy_tensors,
     load_adapter,
@@ -68,7 +71,6 @@ class ClassifierRecord:
         long: what is read of longer texts; records that do not say so truncate them.
         head_bias: whether the head adds a bias; records that do not say so are of heads that have one.
         decision: how answers are read off the probabilities, beyond ``threshold``; None where nothing else was chosen.
-        sha256: of the files with tensors, by their names; empty in records that do not say so.
     """
 
     labels: tuple[str, ...]
@@ -84,7 +86,6 @@ class ClassifierRecord:
     head_bias: bool = True
     decision: Mapping[str, Any] | None = None
     long: LongTexts = field(default_factory=LongTexts)
-    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rule(self) -> DecisionRule:
@@ -166,57 +167,28 @@ def save_classifier(loaded: LoadedClassifier, directory: Path) -> None:
         head = loaded.classifier.head
         tensors = {name: value.detach().cpu().contiguous() for name, value in head.named_parameters()}
         write_tensors(scratch / HEAD, tensors)
-        loaded.encoder.save(scratch)
-        record = {"format": FORMAT, "qlassify": __version__, **asdict(loaded.record), "sha256": _digests(scratch)}
+        files = (*(scratch / name for name in (CONFIG_FILE, WEIGHTS_FILE, HEAD)), *loaded.encoder.save(scratch))
+        record = with_digests({"format": FORMAT, "qlassify": __version__, **asdict(loaded.record)}, RECORD, files)
         (scratch / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of the files with tensors, by their names."""
-    found: dict[str, str] = {}
-    for name in (WEIGHTS_FILE, HEAD):
-        with (directory / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def require_written(record: ClassifierRecord, directory: Path) -> None:
-    """Hold the files with tensors against the record, after they were read.
-
-    Raises:
-        ModelError: they are not those that were written with it.
-    """
-    try:
-        found = _digests(directory) if record.sha256 else {}
-        differing = [name for name, digest in found.items() if record.sha256.get(name) != digest]
-    except OSError as error:
-        raise ModelError("cannot read the saved classifier", where=directory, got=error) from None
-    if differing:
-        raise ModelError(
-            "files of the saved classifier do not belong together",
-            where=directory,
-            got=f"{', '.join(differing)} with another SHA-256 than {RECORD} says",
-            do="If it was being written just now, try again; else it was damaged or changed by hand: train or copy it "
-            "again.",
-        )
 
 
 def read_record(directory: Path) -> ClassifierRecord:
     """Read ``classifier.json``.
 
     Raises:
-        ModelError: missing, unreadable, or of another format.
+        ModelError: missing, unreadable, damaged, or of another format.
     """
     path = directory / RECORD
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        verify_record(settings, path)
+        settings.pop(KEY, None)
         if settings.pop("format") != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
         settings.pop("qlassify")
         settings["labels"] = tuple(settings["labels"])
         if "long" in settings:
             settings["long"] = LongTexts(**settings["long"])
-        settings["sha256"] = dict(settings.get("sha256", {}))
         record = ClassifierRecord(**settings)
         require_fitting(record.rule, len(record.labels))
         return record
@@ -227,8 +199,38 @@ def read_record(directory: Path) -> ClassifierRecord:
             wanted=f"a run folder or a model folder with {RECORD}",
             do=_where_to_look(directory),
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ModelError("cannot read the saved classifier", where=path, got=error) from None
+
+
+def require_undamaged(directory: Path) -> ClassifierRecord:
+    """``read_record``, and every file that it has a digest of is the one that was written with it.
+
+    Raises:
+        ModelError: names the file that is missing, damaged, or of another classifier.
+    """
+    record, path = read_record(directory), directory / RECORD
+    verify_files(json.loads(path.read_text(encoding="utf-8")), path)
+    return record
+
+
+@contextmanager
+def read_undamaged(directory: Path) -> Iterator[ClassifierRecord]:
+    """The record of a classifier whose files are read meanwhile; they have to be those that were written with it.
+
+    They are compared when they have been read, so that a replacement meanwhile is noticed, too; and where reading them
+    fails, so that damage is told as such.
+
+    Raises:
+        ModelError: names the file that is missing, damaged, or of another classifier.
+    """
+    record = read_record(directory)
+    try:
+        yield record
+    except ModelError:
+        require_undamaged(directory)
+        raise
+    require_undamaged(directory)
 
 
 def require_fitting(rule: DecisionRule, num_labels: int) -> None:
@@ -270,14 +272,13 @@ def load_classifier(
     Raises:
         ModelError: something is missing, damaged, or belongs to another base model.
     """
-    record = read_record(directory)
-    base = load_base(record, where=directory, device=device, precision=precision, base_model=base_model)
-    backbone = base.backbone
-    attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
-    load_adapter(attachment, directory)
-    classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
-    require_written(record, directory)
-    encoder = TextEncoder.load(directory, record.max_length, record.long)
+    with read_undamaged(directory) as record:
+        base = load_base(record, where=directory, device=device, precision=precision, base_model=base_model)
+        backbone = base.backbone
+        attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
+        load_adapter(attachment, directory)
+        classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
+        encoder = TextEncoder.load(directory, record.max_length, record.long)
     return LoadedClassifier(record, classifier, attachment, encoder, base.source, base.placement)
 
 

@@ -6,6 +6,7 @@ is a failure where the majority class has 90 %.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ from qlassify.evaluation.predict import predict_logits, probabilities
 from qlassify.evaluation.slices import SliceScores, row_groups, slice_scores
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.seeding import numpy_generator
+from qlassify.unwritten import Unwritten
 
+PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
 """File of the scores; the last one of an evaluation that is written."""
 
@@ -164,17 +167,30 @@ def fit_baselines(train: LabelledRows, rows: LabelledRows, labels: LabelMap, *, 
     return majority, tfidf.evaluate(rows.corpus.texts, rows.targets, labels.names, pairs=rows.corpus.pairs)
 
 
-def write_scores(directory: Path, assessment: Assessment) -> None:
-    """Write predictions.parquet and, last, metrics.json: where that is, everything beside it belongs to it."""
-    forget_scores(directory)
-    with whole_file(directory / "predictions.parquet") as scratch:
-        write_predictions(scratch, assessment)
-    runs.write_json(directory / METRICS, as_json(assessment))
+def write_scores(directory: Path, assessment: Assessment, unwritten: Unwritten) -> None:
+    """Write predictions.parquet and, last and only if nothing is missing, metrics.json: where it is, all is there.
+
+    Args:
+        directory: made if need be.
+        assessment: the scores.
+        unwritten: is told what could not be written, and may know already of something.
+    """
+    forget_scores(directory, unwritten)
+
+    def write_rows() -> None:
+        with whole_file(directory / PREDICTIONS) as scratch:
+            write_predictions(scratch, assessment)
+
+    unwritten.attempt(PREDICTIONS, write_rows)
+    if unwritten:
+        unwritten.add(METRICS, "it is written last, when nothing else is missing")
+    else:
+        unwritten.attempt(METRICS, lambda: runs.write_json(directory / METRICS, as_json(assessment)))
 
 
-def forget_scores(directory: Path) -> None:
+def forget_scores(directory: Path, unwritten: Unwritten) -> None:
     """Remove the scores of an earlier evaluation before anything else of it is replaced."""
-    (directory / METRICS).unlink(missing_ok=True)
+    unwritten.attempt(METRICS, lambda: (directory / METRICS).unlink(missing_ok=True))
 
 
 def as_json(assessment: Assessment) -> dict[str, Any]:
@@ -196,6 +212,9 @@ def write_predictions(path: Path, assessment: Assessment) -> None:
     """One line per scored row: row number, text, true and predicted labels, probability of each label.
 
     For a classifier that abstains, a column says on which rows; their predicted label is the one that is withheld.
+
+    Raises:
+        OSError: the file cannot be written; a former one is untouched.
     """
     import polars
 
@@ -212,4 +231,12 @@ def write_predictions(path: Path, assessment: Assessment) -> None:
         columns["abstained"] = rule.abstains(scores)
     for index, name in enumerate(assessment.labels.names):
         columns[f"p({name})"] = assessment.probabilities[:, index]
-    polars.DataFrame(columns).write_parquet(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        polars.DataFrame(columns).write_parquet(scratch)
+        scratch.replace(path)
+    except (OSError, polars.exceptions.PolarsError) as error:  # a full disk is a ComputeError to polars
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise OSError(str(error)) from None

@@ -57,6 +57,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; it becomes ``path`` at the end, unless there was an error.
 
     The folder is made if need be.
+
+    Raises:
+        OSError: it cannot be written; a former file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
@@ -64,8 +67,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield scratch
         flush(scratch)
         os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk does not say which file it was full for
         raise
     flush(path.parent)
 

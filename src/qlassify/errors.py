@@ -7,6 +7,7 @@
     |-- ContractError             3   a hyper-parameter contract refuses to go on
     |-- MemoryPlanError           4   the job does not fit into memory
     |-- CheckpointError           1   a run that cannot be resumed or restored
+    |-- StorageError              1   a file cannot be written: no room, no permission
     |-- DivergenceError           1   the loss or the gradients stopped being finite
     `-- Interrupted         128 + n   signal n arrived
 
@@ -106,6 +107,10 @@ class MemoryPlanError(QlassifyError):
 
 class CheckpointError(QlassifyError):
     """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class StorageError(QlassifyError):
+    """A file cannot be written: the disk is full, a quota is used up, or the folder is read-only."""
 
 
 class DivergenceError(QlassifyError):

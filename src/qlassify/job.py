@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,31 @@ import torch
 
 from qlassify import runs
 from qlassify.assessment import Assessment, assess
-from qlassify.config import recommend
 from qlassify.config.files import layer, read_settings, write_settings
-from qlassify.config.method import ProbeConfig
 from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import Corpus, ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, build_dataset
 from qlassify.data.labels import label_counts
-from qlassify.data.long_reading import long_reading, wording
+from qlassify.data.long_reading import long_reading
 from qlassify.data.stats import DataStats
-from qlassify.data.tokenise import Encoded
 from qlassify.dense_copies import settle_dense_copies
-from qlassify.errors import CheckpointError, ConfigError
+from qlassify.errors import CheckpointError, ConfigError, StorageError
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.planning.devices import HOST
 from qlassify.planning.memory import resident_memory_bytes
 from qlassify.planning.memory_guard import MemoryGuard, reserve
 from qlassify.preparation import Preparation, examine, prepare
+from qlassify.recording import Recorder, write_facts
 from qlassify.reporting import write_assessment
-from qlassify.runs import EventLog, RunFolder
+from qlassify.run_notes import model_notes, token_notes, unused_notes
+from qlassify.runs import RunFolder
 from qlassify.tracking.tracker import TrackedRun
 from qlassify.tracking.trackers import Trackers, require_trackers
 from qlassify.training.checkpoint import CheckpointStore
-from qlassify.training.events import StepEvent, TrainingEvent, as_record
+from qlassify.training.events import TrainingEvent
 from qlassify.training.loop import StopRequest, TrainingLoop
 from qlassify.training.probe import ProbeSolver
+from qlassify.unwritten import Unwritten, unwritten_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +118,23 @@ class FinishedEvent:
         assessment: scores, baselines, mistakes.
         seconds: wall time of the whole job.
         measured: what the plan's figures turned out to be.
+        unwritten: file -> reason for what could not be written; the run is only over when it is empty.
     """
 
     folder: RunFolder
     assessment: Assessment
     seconds: float
     measured: Mapping[str, float]
+    unwritten: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> StorageError | None:
+        """What to tell of files that could not be written, and how to make them."""
+        if not self.unwritten:
+            return None
+        path = self.folder.path
+        do = f"The classifier is in {self.folder.model}. Make room and finish with: qlassify train --resume {path}"
+        return unwritten_error(dict(self.unwritten), path, do)
 
 
 JobEvent = DatasetEvent | PlanEvent | ModelEvent | NotesEvent | ResumeEvent | TrainingEvent | SavedEvent | FinishedEvent
@@ -335,8 +346,8 @@ def _carry_out(
     notes = (
         *preparation.reading_notes,
         *preparation.store_notes,
-        *_model_notes(pipeline),
-        *_unused_notes(pipeline, dataset),
+        *model_notes(pipeline),
+        *unused_notes(pipeline, dataset),
     )
     notes = (*notes, *token_notes(encoded, pipeline), *preparation.plan_notes, *_guard_notes(guard))
     copies = settle_dense_copies(
@@ -355,20 +366,21 @@ def _carry_out(
     planned = _planned(preparation, loop)
     if not folder.file("plan.json").is_file():
         recorded = {**environment, "base_model": pipeline.source.name, "base_sha256": pipeline.source.sha256()}
-        runs.write_json(folder.file("environment.json"), recorded)
-        runs.write_json(folder.file("data.json"), _data_facts(preparation))
-        runs.write_json(folder.file("plan.json"), {**planned, "measured": None})
+        facts = {"environment": recorded, "data": _data_facts(preparation), "plan": {**planned, "measured": None}}
+        write_facts(folder, facts)
     if resumed:
         yield _resume_loop(loop, folder)
     after = loop.progress.step if resumed else None
     tracked = TrackedRun(folder.path, pipeline.run.model_dump(mode="json"), after)
+    unwritten = Unwritten()
     with Trackers(pipeline.run.tracking, tracked, _tell) as trackers:
+        recorder = Recorder(folder, trackers, unwritten, _tell)
         training_started = time.perf_counter()
-        yield from _logged(loop, folder, trackers, resumed=resumed)
+        yield from recorder.events(loop, resumed=resumed)
         training_seconds = time.perf_counter() - training_started
         training_peak = runs.peak_memory_bytes()
-        notes = (*notes, *pipeline.calibrate(dataset.validation, encoded["validation"]))
-        pipeline.save(folder.model)
+        notes = (*notes, *recorder.notes, *pipeline.calibrate(dataset.validation, encoded["validation"]))
+        _save(pipeline, folder)
         yield SavedEvent(folder.model)
         assessment = assess(pipeline, dataset, encoded, notes=(*notes, *preparation.warning_notes))
         trackers.end(loop.progress.step, assessment.metrics.values)
@@ -379,9 +391,10 @@ def _carry_out(
         "steps": loop.progress.step,
         "total_seconds": round(time.perf_counter() - started, 3),
     }
-    runs.write_json(folder.file("plan.json"), {**planned, "measured": measured})
-    write_assessment(folder, pipeline, assessment, environment=environment)
-    yield FinishedEvent(folder, assessment, time.perf_counter() - started, measured)
+    plan_file = folder.file("plan.json")
+    unwritten.attempt(plan_file.name, lambda: runs.write_json(plan_file, {**planned, "measured": measured}))
+    write_assessment(folder, pipeline, assessment, environment=environment, unwritten=unwritten)
+    yield FinishedEvent(folder, assessment, time.perf_counter() - started, measured, unwritten.as_dict())
 
 
 def _planned(preparation: Preparation, loop: TrainingLoop | ProbeSolver) -> dict[str, Any]:
@@ -396,6 +409,23 @@ def _planned(preparation: Preparation, loop: TrainingLoop | ProbeSolver) -> dict
     }
 
 
+def _save(pipeline: ClassifyPipeline, folder: RunFolder) -> None:
+    """Write the classifier, which is what the run was for.
+
+    Raises:
+        StorageError: it cannot be written; the checkpoints have what it is made of.
+    """
+    try:
+        pipeline.save(folder.model)
+    except OSError as error:
+        raise StorageError(
+            "the classifier is trained and cannot be written",
+            where=folder.model,
+            got=error,
+            do=f"Make room or fix the permissions, then continue with: qlassify train --resume {folder.path}",
+        ) from None
+
+
 def _guard_notes(guard: MemoryGuard) -> tuple[str, ...]:
     return () if guard.off is None else (guard.off,)
 
@@ -406,67 +436,6 @@ def _resume_loop(loop: TrainingLoop | ProbeSolver, folder: RunFolder) -> ResumeE
     if checkpoint is not None:
         loop.resume(checkpoint)
     return ResumeEvent(loop.progress.step, problems)
-
-
-def _logged(
-    loop: TrainingLoop | ProbeSolver, folder: RunFolder, trackers: Trackers, *, resumed: bool
-) -> Iterator[TrainingEvent]:
-    """The loop's events, each written to ``metrics.jsonl`` and told to trackers; steps only every ``log_interval``."""
-    log = EventLog(folder.metrics, after_step=loop.progress.step if resumed else None)
-    # A probe has a few fits and no steps: each of them is a point of its curve.
-    interval = 1 if isinstance(loop, ProbeSolver) else loop.config.log_interval
-    try:
-        for event in loop.run():
-            if not isinstance(event, StepEvent) or event.step % interval == 0 or event.step in (1, event.total_steps):
-                log.write(as_record(event))
-                trackers.event(event)
-            yield event
-    finally:
-        log.close()
-
-
-def _model_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:
-    backbone = pipeline.backbone
-    notes: list[str] = []
-    if not backbone.packed:
-        notes.append(f"The architecture {backbone.model_type} cannot be packed; it ran on padded batches.")
-    if backbone.quant is not None and backbone.quant_error is not None:
-        notes.append(
-            f"The weights of the linear layers are kept in {backbone.quant.bits_per_weight:.3f} bits each, which "
-            f"changes them by {100 * backbone.quant_error:.1f} % of their size (root mean square)."
-        )
-    return tuple(notes)
-
-
-SOLVED_WITH = frozenset({"class_weights", "label_smoothing", "selection_metric"})
-"""Settings of the section ``training`` that a probe uses too."""
-
-
-def _unused_notes(pipeline: ClassifyPipeline, dataset: Dataset) -> tuple[str, ...]:
-    """A sentence if settings were chosen that the method has no use for."""
-    if not isinstance(pipeline.run.method, ProbeConfig):
-        return ()
-    usual = RunConfig.parse(recommend.recommended_settings(pipeline.facts(dataset), pipeline.run.method)).training
-    chosen = [
-        f"training.{name}"
-        for name, value in pipeline.run.training.model_dump().items()
-        if value != getattr(usual, name) and name not in SOLVED_WITH
-    ]
-    if not chosen:
-        return ()
-    return (f"A probe is solved for, not trained in steps: {', '.join(chosen)} had no effect.",)
-
-
-def token_notes(encoded: Mapping[str, Encoded], pipeline: ClassifyPipeline) -> tuple[str, ...]:
-    """Sentences for each part in which texts are longer than the limit or came to nothing."""
-    encoder, notes = pipeline.encoder, list[str]()
-    for name, part in encoded.items():
-        reading = long_reading(part, encoder, pair=pipeline.text_pair)
-        if reading.longer:
-            notes.append(wording(name, reading, encoder.long, encoder.max_length))
-        if part.num_empty:
-            notes.append(f"{part.num_empty} {name} texts came to no token and were read as one unknown token.")
-    return tuple(notes)
 
 
 def _data_facts(preparation: Preparation) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +37,7 @@ from qlassify.artifact import (
     model_folder,
     placement_for,
     read_record,
-    require_written,
+    read_undamaged,
 )
 from qlassify.config.quant import QuantConfig
 from qlassify.data.labels import LabelMap
@@ -162,21 +163,18 @@ class MultiClassifier:
             ModelError: another base model, format or precision; or something is missing or damaged.
         """
         folder = model_folder(Path(directory))
-        record = read_record(folder)
-        self._require_same_base(record, folder)
-        key = (_tokeniser_digest(folder), record.max_length, record.long)
-        known = (member.encoder for member in self._members.values() if member.encoder_key == key)
-        encoder = next(known, None) or TextEncoder.load(folder, record.max_length, record.long)
-        head = load_head(record, folder, self.backbone).eval().requires_grad_(False)
-        with self._lock:
-            self._adapters.add(name, folder)
-            try:
-                require_written(record, folder)
-            except ModelError:
-                self._adapters.remove(name)
-                raise
+        with self._lock, ExitStack() as undo:
+            with read_undamaged(folder) as record:
+                self._require_same_base(record, folder)
+                key = (_tokeniser_digest(folder), record.max_length, record.long)
+                known = (member.encoder for member in self._members.values() if member.encoder_key == key)
+                encoder = next(known, None) or TextEncoder.load(folder, record.max_length, record.long)
+                head = load_head(record, folder, self.backbone).eval().requires_grad_(False)
+                self._adapters.add(name, folder)
+                undo.callback(self._adapters.remove, name)
             labels = LabelMap(record.labels, record.multi_label)
             self._members[name] = Member(record, labels, head, encoder, key)
+            undo.pop_all()
 
     def remove(self, name: str) -> None:
         """Forget a classifier; the base model and the others stay.

@@ -34,6 +34,7 @@ from qlassify.forecasting import make_forecast, model_shape, runtime_bytes, step
 from qlassify.methods.base_layer import linear_shape
 from qlassify.methods.inject import linear_layers
 from qlassify.pipeline import ClassifyPipeline
+from qlassify.planning.memory import limit_in_force
 from qlassify.planning.plan import Plan, human_bytes, summarise
 from qlassify.training.precision import cpu_has_fast_bf16
 from qlassify.training.rehearsal import Rehearsal
@@ -153,11 +154,12 @@ class Preparation:
         terms = sorted(self.plan.memory.as_dict().items(), key=lambda term: -term[1])
         left_out = ("total_bytes", "runtime_bytes")
         shown = [f"{human_bytes(count)} {name.removesuffix('_bytes')}" for name, count in terms if name not in left_out]
+        limit = limit_in_force(self.free_bytes) if self.pipeline.placement.device == "cpu" else None
         raise MemoryPlanError(
             "the run does not fit into memory",
             where=f"{self.pipeline.source.name} with {self.pipeline.run.method}",
             got=f"{human_bytes(self.needed_bytes)} needed beside the libraries ({', '.join(shown[:4])})",
-            wanted=f"at most {human_bytes(self.free_bytes)}",
+            wanted=f"at most {human_bytes(self.free_bytes)}" + ("" if limit is None else f"; {limit}"),
             do="Lower training.token_budget or take another method; `qlassify plan DATA --method all` compares them.",
         )
 

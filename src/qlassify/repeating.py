@@ -29,7 +29,7 @@ from typing import Any
 from qlassify import job, runs
 from qlassify.config.files import layer, read_settings
 from qlassify.config.run import RunConfig
-from qlassify.errors import CheckpointError, ConfigError, Interrupted
+from qlassify.errors import CheckpointError, ConfigError, Interrupted, StorageError
 from qlassify.job import DatasetEvent, FinishedEvent, JobEvent, PlanEvent
 from qlassify.models.file_base import is_file_base
 from qlassify.run_lock import clear_leavings, own_run
@@ -249,12 +249,17 @@ def _one_seed(request: _Request, seed: int, stop: StopRequest | None, held: Exit
                     job.require_same_base(first, event.preparation.pipeline)
                 if not isinstance(event, FinishedEvent):
                     yield event
+                elif event.problem is not None:
+                    raise event.problem
     except Interrupted as stopped:
         if not (request.folder / SEEDS).is_file():
             raise
         what = stopped.what.partition(": ")[2]
         do = f"Continue with: qlassify train --resume {request.folder}"
         raise Interrupted(stopped.signal_number, what, do=do) from None
+    except StorageError as full:
+        do = f"Make room, then continue with: qlassify train --resume {request.folder}"
+        raise StorageError(full.what, where=full.where, got=full.got, do=do) from None
 
 
 def _read_result(inner: Path, seed: int) -> SeedResult:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from qlassify.evaluation.report import render_report
 from qlassify.evaluation.report_input import PartLengths, ReportInput
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.runs import RunFolder
+from qlassify.unwritten import Unwritten
 
 MAX_MISTAKES = 25
 """Mistakes that the report shows, the most confident first."""
@@ -43,23 +44,32 @@ def write_assessment(
     assessment: Assessment,
     *,
     environment: Mapping[str, Any],
+    unwritten: Unwritten,
     directory: Path | None = None,
 ) -> None:
-    """Write report.html, MODEL_CARD.md, predictions.parquet and, last, metrics.json.
+    """Write report.html, MODEL_CARD.md, predictions.parquet and, last and only if nothing is missing, metrics.json.
 
     Args:
         folder: the run.
         pipeline: its classifier.
         assessment: the scores.
         environment: versions and hardware of this process.
+        unwritten: is told what could not be written, and may know already of something.
         directory: where to write; the run's ``evaluation`` folder when None.
     """
     directory = directory or folder.evaluation
-    forget_scores(directory)
-    report = report_input(folder, pipeline, assessment, environment)
-    write_text(directory / REPORT, render_report(report))
-    write_text(directory / "MODEL_CARD.md", render_model_card(report))
-    write_scores(directory, assessment)
+    forget_scores(directory, unwritten)
+
+    def write(name: str, render: Callable[[ReportInput], str]) -> None:
+        def act() -> None:
+            report = report_input(folder, pipeline, assessment, environment)
+            write_text(directory / name, render(report))
+
+        unwritten.attempt(name, act)
+
+    write(REPORT, render_report)
+    write("MODEL_CARD.md", render_model_card)
+    write_scores(directory, assessment, unwritten)
 
 
 def report_input(

@@ -18,8 +18,10 @@ Small files are written to a neighbour and renamed, so that a reader never meets
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import platform
 import resource
 import sys
@@ -187,11 +189,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class EventLog:
-    """``metrics.jsonl``: one line per event, flushed as it is written.
+    """``metrics.jsonl``: one line per event, written as it happens, or as soon as there is room for it.
 
     Args:
         path: the file.
         after_step: when resuming, lines of later steps are dropped, because those steps are taken again.
+
+    Attributes:
+        problem: why lines are waiting, or were; None if every one was written at once.
+
+    Raises:
+        OSError: the file cannot be begun.
     """
 
     def __init__(self, path: Path, *, after_step: int | None = None) -> None:
@@ -200,16 +208,46 @@ class EventLog:
             events = read_events(path)
             kept = [event for event in events if event.get("step", 0) <= after_step and event["event"] != "end"]
         write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
-        self._file = path.open("a", encoding="utf-8")
+        # Without a buffer: what a full disk refuses would stay in it and be refused again when the file is closed.
+        self._file = path.open("ab", buffering=0)
+        self._lines: list[bytes] = []
+        self.problem: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Events that are not written yet."""
+        return len(self._lines)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one event; numbers that JSON does not have are written as null."""
-        self._file.write(json.dumps(_finite(record)) + "\n")
-        self._file.flush()
+        """Append one event, after those that wait; numbers that JSON does not have are written as null."""
+        self._lines.append(json.dumps(_finite(record)).encode("utf-8") + b"\n")
+        self._drain()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Try once more what is waiting, and close the file."""
+        if self._lines:
+            self._drain()
+        with contextlib.suppress(OSError):  # a network's file system may refuse here what it took before
+            self._file.close()
+
+    def _drain(self) -> None:
+        """Write what waits, whole lines only."""
+        size = None
+        try:
+            size = self._file.seek(0, os.SEEK_END)
+            while self._lines:
+                line = self._lines[0]
+                written = self._file.write(line)
+                if written != len(line):  # the room ended within the line; this write says why
+                    self._file.write(line[written:])
+                    raise OSError("the file could not be written at once")
+                size += len(line)
+                del self._lines[0]
+        except OSError as error:
+            self.problem = str(error)
+            with contextlib.suppress(OSError):
+                if size is not None:
+                    self._file.truncate(size)
 
 
 def _finite(value: Any) -> Any:

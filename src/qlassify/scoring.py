@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, label_rows
 from qlassify.data.rows import RowChunk, iter_text_rows
-from qlassify.errors import QlassifyError
+from qlassify.errors import QlassifyError, StorageError
 from qlassify.evaluation.decision import Answer, named_sets
-from qlassify.job import read_dataset, read_options, require_same_data, token_notes
+from qlassify.job import read_dataset, read_options, require_same_data
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.reporting import REPORT, write_assessment
+from qlassify.run_notes import token_notes
 from qlassify.runs import RunFolder
+from qlassify.unwritten import Unwritten, unwritten_error
 
 CHUNK_ROWS = 2048
 """Rows in memory at once while predicting a file."""
@@ -37,11 +39,22 @@ class Evaluation:
         assessment: the scores.
         directory: where scores and predictions are; None where nothing was written.
         report: the report; None for a model folder without its run, which cannot say how it was trained.
+        unwritten: file -> reason for what could not be written.
     """
 
     assessment: Assessment
     directory: Path | None
     report: Path | None
+    unwritten: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> StorageError | None:
+        """What to tell of files that could not be written."""
+        if not self.unwritten or self.directory is None:
+            return None
+        return unwritten_error(
+            dict(self.unwritten), self.directory, "Make room or fix the permissions, and give the same command again."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +118,9 @@ def evaluate_run(
         pipeline, rows, encoded, part=data.name, train=None if train is None else train.train, notes=notes
     )
     directory, report = out, None
+    unwritten = Unwritten()
     if folder is None and out is not None:
-        write_scores(out, assessment)
+        write_scores(out, assessment, unwritten)
     if folder is not None:
         directory = out or folder.evaluation / data.name.split(".")[0]
         environment = runs.environment(
@@ -114,9 +128,11 @@ def evaluate_run(
             device=pipeline.placement.device,
             threads=torch.get_num_threads(),
         )
-        write_assessment(folder, pipeline, assessment, environment=environment, directory=directory)
-        report = directory / REPORT
-    return Evaluation(assessment, directory, report)
+        write_assessment(
+            folder, pipeline, assessment, environment=environment, unwritten=unwritten, directory=directory
+        )
+        report = None if REPORT in unwritten.as_dict() else directory / REPORT
+    return Evaluation(assessment, directory, report, unwritten.as_dict())
 
 
 READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")

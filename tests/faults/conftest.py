@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fault_tally import Tally
 from fork_server import ForkServer
 from run_results import disturbed_settings
 
@@ -22,8 +23,6 @@ from tiny_jobs import make_rows, save_tiny_base, write_table
 PREFIX = "faults: "
 FULL = "QLASSIFY_TEST_FAULTS"
 """Environment variable; ``full`` asks for everything."""
-
-Tally = Callable[[str, int], None]
 
 
 @pytest.fixture

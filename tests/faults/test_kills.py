@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from fault_tally import Tally
 from fork_server import ForkServer
 from run_results import disturbed_settings, require_same, result_of
 
-from conftest import Tally
 from qlassify import ClassifyPipeline
 from qlassify.errors import ModelError, QlassifyError
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fault_tally import Tally
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,7 +33,6 @@ from tiny_jobs import TinyTraining, job_settings, make_rows, save_tiny_base, wri
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Tally = Callable[[str, int], None]
 KIND = "numbers that are not finite"
 WORD = "axe"
 EMBEDDING = "embeddings.word_embeddings.weight"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fault_tally import Tally
 from run_results import disturbed_settings, require_same, result_of
 
-from conftest import Tally
 from qlassify import ClassifyPipeline
 from qlassify.data.corpus import read_corpus
 from qlassify.evaluation.predict import predict_logits

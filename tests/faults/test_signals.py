@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fault_tally import Tally
 from fork_server import ForkServer
 from run_results import disturbed_settings, require_same, result_of
-
-from conftest import Tally
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -202,6 +202,7 @@ def test_several_labels_have_a_threshold_each(tiny_base: Path, tmp_path: Path) -
 def test_a_damaged_rule_is_refused(copied: Path, damage: dict[str, Any]) -> None:
     path = copied / "model" / RECORD
     whole = json.loads(path.read_text(encoding="utf-8"))
+    del whole["sha256"]  # the rule itself is to be looked at
     path.write_text(json.dumps({**whole, "decision": {**whole["decision"], **damage}}), encoding="utf-8")
     with pytest.raises(ModelError, match="cannot read the saved classifier"):
         ClassifyPipeline.load(copied)
@@ -210,6 +211,6 @@ def test_a_damaged_rule_is_refused(copied: Path, damage: dict[str, Any]) -> None
 def test_a_record_of_before_has_a_plain_rule(copied: Path) -> None:
     path = copied / "model" / RECORD
     former = json.loads(path.read_text(encoding="utf-8"))
-    del former["decision"]
+    del former["decision"], former["sha256"]
     path.write_text(json.dumps({**former, "threshold": 0.3}), encoding="utf-8")
     assert ClassifyPipeline.load(copied).decision == DecisionRule(threshold=0.3)

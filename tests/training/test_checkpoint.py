@@ -191,6 +191,7 @@ def other_format(path: Path) -> None:
 
 def unknown_progress(path: Path) -> None:
     record = json.loads(path.read_text())
+    del record["record_sha256"]  # as if a later version had written it
     path.write_text(json.dumps({**record, "progress": {"stage": 3}}))
 
 
@@ -231,10 +232,18 @@ def test_all_damaged_is_an_error_that_names_each(tmp_path: Path) -> None:
     assert "step-000006" in str(caught.value)
 
 
-def test_a_folder_without_its_record_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_its_record_is_no_checkpoint_and_is_told_of(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(make(4))
     (store.save(make(6)) / module.RECORD).unlink()
     assert [path.name for path in store.paths()] == ["step-000004"]
+    found, problems = store.latest()
+    assert found is not None
+    assert found.progress.step == 4
+    assert len(problems) == 1
+    assert "step-000006" in problems[0]
     shutil.rmtree(tmp_path / "step-000004")
+    with pytest.raises(CheckpointError, match="step-000006"):
+        store.latest()
+    shutil.rmtree(tmp_path / "step-000006")
     assert store.latest() == (None, ())

@@ -5,6 +5,7 @@ A verb's module is small and imports the rooms below only when the verb runs, so
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -76,14 +77,6 @@ and they lie between the tensors: with all-MiniLM-L6-v2 in bf16 a process grew b
 these, which also took a tenth less processor time."""
 
 
-def _end_with(error: QlassifyError) -> NoReturn:
-    """Say what is wrong and end with its exit code."""
-    if "--json" in sys.argv:
-        print(json.dumps(error.as_dict(), ensure_ascii=False))
-    print(f"qlassify: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
-
-
 def _speak_utf8() -> None:
     """Write UTF-8 into files and pipes, whatever the locale, and what a terminal cannot show as an escape.
 
@@ -95,21 +88,54 @@ def _speak_utf8() -> None:
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
+HEAVY = frozenset(
+    {"train", "plan", "evaluate", "calibrate", "compare", "predict", "export", "quantize", "convert", "demo"}
+)
+"""Verbs that import torch."""
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
     _speak_utf8()
     try:
-        with handled():
-            app()
+        try:
+            if HEAVY.intersection(sys.argv[1:2]) and "--help" not in sys.argv:
+                from qlassify.cli.trouble import require_room_for_libraries
+
+                require_room_for_libraries()
+            with handled():
+                app()
+        except SystemExit:
+            sys.stdout.flush()  # what cannot be printed is to be told here and not in the interpreter's last moments
+            raise
     except StopNow as stopped:
-        _end_with(Interrupted(stopped.signal_number, "nothing more was written"))
+        end(Interrupted(stopped.signal_number, "nothing more was written"))
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise
-        _end_with(error)
+        end(error)
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        from qlassify.cli.trouble import trouble
+
+        problem = None if "--debug" in sys.argv else trouble(error)
+        if problem is None:
+            raise
+        end(problem)
+
+
+def end(problem: QlassifyError) -> NoReturn:
+    """Tell an error, as JSON too where that was asked for, and exit with its code."""
+    from qlassify.cli.trouble import flush_output
+
+    with contextlib.suppress(OSError):  # where nothing can be printed, the sentence and the exit code still say it
+        if "--json" in sys.argv:
+            print(json.dumps(problem.as_dict(), ensure_ascii=False))
+    flush_output()
+    print(f"qlassify: {problem}", file=sys.stderr)
+    sys.exit(problem.exit_code)

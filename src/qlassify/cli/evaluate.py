@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.train import end_with
 
 
 def evaluate(
@@ -50,6 +51,7 @@ def evaluate(
     show_evaluation(result, as_json=json, quiet=quiet)
     if open_report:
         open_in_browser(result.report)
+    end_with(result.problem)
 
 
 def open_in_browser(report: Path | None) -> None:

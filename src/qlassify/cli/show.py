@@ -31,7 +31,7 @@ from qlassify.job import (
     SavedEvent,
 )
 from qlassify.planning.plan import human_bytes, human_count
-from qlassify.training.events import CheckpointEvent, EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
+from qlassify.training.events import EvaluationEvent, SkippedStepEvent, StepEvent, TrainingEndEvent
 
 if TYPE_CHECKING:
     from qlassify.assessment import Assessment
@@ -87,7 +87,8 @@ class TrainView:
                 TrainingEndEvent: self._trained,
                 SavedEvent: self._saved,
             }
-            if not isinstance(event, CheckpointEvent):
+            # Checkpoints are no news; what went wrong with one, or with memory, is told on standard error.
+            if type(event) in handlers:
                 handlers[type(event)](event)
 
     def _line(self, head: str, body: str) -> None:
@@ -210,6 +211,7 @@ class TrainView:
                 "run": str(event.folder.path),
                 "seconds": round(event.seconds, 3),
                 "measured": dict(event.measured),
+                "unwritten": dict(event.unwritten),
                 **as_json(event.assessment),
                 "next": list(commands),
             }
@@ -223,7 +225,10 @@ class TrainView:
             f"peak memory {human_bytes(event.measured['peak_memory_bytes'])}"
         )
         self.console.print(f"run    {event.folder.path}")
-        self.console.print(f"report {event.folder.evaluation / 'report.html'}")
+        from qlassify.reporting import REPORT
+
+        if REPORT not in event.unwritten:
+            self.console.print(f"report {event.folder.evaluation / REPORT}")
         self.console.print("\nnext:")
         for command in commands:
             self.console.print(f"  {command}")
@@ -253,7 +258,8 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> No
 
     assessment, directory = evaluation.assessment, evaluation.directory
     if as_json:
-        record = {**to_json(assessment), "written_to": None if directory is None else str(directory)}
+        written_to = None if directory is None else str(directory)
+        record = {**to_json(assessment), "written_to": written_to, "unwritten": dict(evaluation.unwritten)}
         print(json.dumps(record, ensure_ascii=False))
         return
     console = Console(highlight=False, soft_wrap=True, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from qlassify.cli.options import TRAINING
 from qlassify.cli.signals import asking, require_no_request
 
 if TYPE_CHECKING:
+    from qlassify.cli.show import TrainView
+    from qlassify.errors import StorageError
     from qlassify.job import JobEvent
     from qlassify.repeating import RepeatEvent
     from qlassify.training.loop import StopRequest
@@ -109,13 +112,40 @@ def follow(
         folder: the run folder, if it is there already.
     """
     from qlassify.cli.show import TrainView
-    from qlassify.job import ModelEvent
+    from qlassify.job import FinishedEvent, ModelEvent
 
+    printed, problem = True, None
     with TrainView(as_json=as_json, quiet=quiet) as view, _ended(events, stop, lambda: folder):
         for event in events:
             folder = event.folder if isinstance(event, ModelEvent) else folder
-            view.show(event)
+            printed = _shown(view, event) and printed
+            problem = event.problem if isinstance(event, FinishedEvent) else None
             require_no_request(stop)
+    end_with(problem)
+    if not printed:
+        raise typer.Exit(1)
+
+
+def _shown(view: TrainView, event: JobEvent) -> bool:
+    """Show an event, if it can be printed: that it cannot is told once, and is no reason to stop training."""
+    from qlassify.cli.trouble import silence_output
+
+    try:
+        view.show(event)
+    except BrokenPipeError:
+        raise  # the reader has gone, which is its way to say stop
+    except OSError as error:
+        silence_output()
+        print(f"qlassify: standard output cannot be written ({error}); training goes on", file=sys.stderr)
+        return False
+    return True
+
+
+def end_with(problem: StorageError | None) -> None:
+    """After the result: exit code 1 and a sentence on standard error if something of it could not be written."""
+    if problem is not None:
+        print(f"qlassify: {problem}", file=sys.stderr)
+        raise typer.Exit(problem.exit_code)
 
 
 def follow_seeds(

@@ -95,7 +95,11 @@ def gather_settings(path: str | Path | None, overrides: Iterable[str] = ()) -> S
 
 
 def write_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
-    """Write settings as YAML that ``read_settings`` reads back equal, whole or not at all."""
+    """Write settings as YAML that ``read_settings`` reads back equal, whole or not at all.
+
+    Raises:
+        OSError: they cannot be written; nothing of them is left then.
+    """
     write_text(Path(path), yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True))
 
 

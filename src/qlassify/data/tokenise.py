@@ -216,7 +216,9 @@ class TextEncoder:
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             if _replaced(tokenizer, Path(directory)):
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # what the tokenizers library raises for a damaged file has no class of its own
             raise ModelError(
                 "no usable tokeniser",
                 where=directory,
@@ -243,9 +245,23 @@ class TextEncoder:
             )
         return cls(tokenizer, max_length, long)
 
-    def save(self, directory: str | Path) -> None:
-        """Write the tokeniser's files, as they were loaded, into ``directory``."""
-        self.tokenizer.save_pretrained(str(directory))
+    def save(self, directory: str | Path) -> tuple[Path, ...]:
+        """Write the tokeniser's files, as they were loaded, into ``directory``.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        try:
+            written = self.tokenizer.save_pretrained(str(directory))
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # the tokenizers library's own, without a class of its own
+            raise OSError(f"{directory}: {error}") from None
+        named = {Path(path) for path in written if path is not None}
+        return tuple(sorted(path for path in named if path.is_file()))  # it names some that it had no use for
 
     def encode(
         self,

@@ -1,11 +1,13 @@
 """From a classifier and encoded rows to logits, in the order of the rows.
 
 Rows are computed longest first in packed micro-batches and put back in their order. The logits of a row are the same
-function of its tokens whatever shares its batch, up to the rounding of differently shaped matrix products.
+function of its tokens whatever shares its batch, up to the rounding of differently shaped matrix products. So where
+memory runs out, smaller micro-batches give the same answers.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +19,7 @@ from qlassify.data.tokenise import Encoded
 from qlassify.errors import DivergenceError
 from qlassify.models.classifier import Classifier
 from qlassify.models.soundness import origin
+from qlassify.planning.out_of_memory import Shortage, first_line, halved, is_out_of_memory
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
 """Tokens computed at once when nothing else is said: enough to fill the matrix products. On the CPU more is no faster
@@ -65,19 +68,43 @@ def _compute(
     token_budget: int | None,
     progress: Callable[[int], None] | None,
 ) -> npt.NDArray[np.float32]:
-    """(N, width) values that a function of a micro-batch gives for all rows, without gradients."""
+    """(N, width) values that a function of a micro-batch gives for all rows, without gradients.
+
+    Where memory runs out, the rows that are still to come are computed with half of the budget. Their values are the
+    same up to rounding, and a warning says so.
+
+    Raises:
+        MemoryPlanError: a single row does not fit into memory.
+    """
     values = np.empty((len(encoded), width), dtype=np.float32)
     was_training = classifier.training
     classifier.eval()
-    done = 0
+    waiting = np.ones(len(encoded), dtype=np.bool_)
     budget = token_budget or default_token_budget(classifier.backbone.device.type)
+
+    def compute() -> Shortage | None:
+        """The rows that wait, until memory runs out."""
+        for batch in micro_batches(encoded, np.flatnonzero(waiting), budget):
+            try:
+                values[batch.rows] = function(batch).float().cpu().numpy()
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return Shortage(batch.num_tokens, batch.num_rows, first_line(error))
+            waiting[batch.rows] = False
+            if progress is not None:
+                progress(len(waiting) - int(waiting.sum()))
+        return None
+
     try:
         with torch.inference_mode():
-            for batch in micro_batches(encoded, range(len(encoded)), budget):
-                values[batch.rows] = function(batch).float().cpu().numpy()
-                done += batch.num_rows
-                if progress is not None:
-                    progress(done)
+            while (shortage := compute()) is not None:
+                budget = halved(budget, shortage)
+                warnings.warn(
+                    f"memory ran out at {shortage.tokens} tokens at once; predicting goes on with {budget}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
     finally:
         classifier.train(was_training)
     finite = np.isfinite(values).all(axis=1)

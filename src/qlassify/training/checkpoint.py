@@ -2,7 +2,7 @@
 
     checkpoints/step-000120/
         state.safetensors    trainable/..., optimizer/..., best/..., generator/dropout
-        state.json           progress, and the SHA-256 of state.safetensors
+        state.json           progress, the SHA-256 of state.safetensors, and one of itself
 
 A checkpoint is written into a hidden folder beside the others, flushed to the disk, and renamed; a rename within one
 folder is atomic, so a reader sees the whole checkpoint or none, whenever the process dies. The newest two are kept: if
@@ -49,6 +49,8 @@ class Progress:
         skipped_steps: steps that were not taken because they were not finite.
         skipped_in_a_row: such steps directly before now.
         stopped_early: whether patience has run out.
+        token_budget: tokens computed at once, since memory ran out at what the settings say; None before. It decides
+            how rows share micro-batches, and with that which elements dropout drops.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     stopped_early: bool = False
+    token_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class CheckpointStore:
         """
         name = f"step-{checkpoint.progress.step:06d}"
         final, scratch = self.directory / name, self.directory / f".{name}.tmp"
-        if _is_whole(final):
+        if _holds(final, checkpoint.progress):
             return final  # the same step of the same run: the same state
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -112,6 +115,7 @@ class CheckpointStore:
                 "progress": asdict(checkpoint.progress),
                 "sha256": _sha256(scratch / TENSORS),
             }
+            record["record_sha256"] = _record_sha256(record)
             (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             for path in (scratch / TENSORS, scratch / RECORD, scratch):
                 _flush(path)
@@ -120,6 +124,7 @@ class CheckpointStore:
             scratch.rename(final)
             _flush(self.directory)
         except (OSError, SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)  # on a full disk it holds the room that the next one needs
             raise CheckpointError(
                 "cannot write a checkpoint",
                 where=final,
@@ -132,7 +137,11 @@ class CheckpointStore:
 
     def paths(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
-        found = [path for path in self.directory.glob("step-*") if (path / RECORD).is_file()]
+        return [path for path in self._folders() if (path / RECORD).is_file()]
+
+    def _folders(self) -> list[Path]:
+        """Everything that has the name of a checkpoint, oldest first; what has no record has lost it."""
+        found = [path for path in self.directory.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
@@ -145,14 +154,17 @@ class CheckpointStore:
             CheckpointError: there are checkpoints and all of them are damaged.
         """
         problems: list[str] = []
-        for path in reversed(self.paths()):
+        for path in reversed(self._folders()):
             try:
                 return read_checkpoint(path), tuple(problems)
             except CheckpointError as error:
                 problems.append(str(error))
         if problems:
             raise CheckpointError(
-                "no checkpoint of this run can be read", where=self.directory, got="; ".join(problems)
+                "no checkpoint of this run can be read",
+                where=self.directory,
+                got="; ".join(problems),
+                do=f"Train anew with its settings: qlassify train --config {self.directory.parent / 'run.yaml'}",
             )
         return None, ()
 
@@ -167,12 +179,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:
             raise CheckpointError("unknown checkpoint format", where=path, got=record.get("format"), wanted=FORMAT)
+        known = record.pop("record_sha256", None)  # records of before there was one have none
+        if known is not None and known != _record_sha256(record):
+            raise CheckpointError("the checkpoint's record is damaged", where=path / RECORD)
         found = _sha256(path / TENSORS)
         if found != record["sha256"]:
             raise CheckpointError("the checkpoint is damaged", where=path, got=found, wanted=record["sha256"])
         tensors = load_file(str(path / TENSORS))
         progress = Progress(**record["progress"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError("the checkpoint cannot be read", where=path, got=error) from None
     parts: dict[str, dict[str, Tensor]] = {"trainable": {}, "optimizer": {}, "best": {}, "generator": {}}
     for key, value in tensors.items():
@@ -184,13 +199,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(progress, parts["trainable"], parts["optimizer"], best, parts["generator"]["dropout"])
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether there is an undamaged checkpoint at ``path``."""
+def _holds(path: Path, progress: Progress) -> bool:
+    """Whether there is an undamaged checkpoint at ``path`` of just this state; a lowered budget makes it another."""
     try:
-        read_checkpoint(path)
+        return read_checkpoint(path).progress == progress
     except CheckpointError:
         return False
-    return True
 
 
 def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -206,6 +220,11 @@ def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_sha256(record: Mapping[str, Any]) -> str:
+    """Of what a record says, whatever its layout."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _flush(path: Path) -> None:

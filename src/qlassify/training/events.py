@@ -87,6 +87,55 @@ class CheckpointEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointFailedEvent:
+    """A checkpoint could not be written after ``step``; earlier ones are untouched and training goes on.
+
+    Attributes:
+        step: after which step.
+        reason: what the system said.
+    """
+
+    step: int
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        return (
+            f"the checkpoint after step {self.step} could not be written ({self.reason}); training goes on, and would "
+            "be resumed from an earlier one"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBudgetEvent:
+    """Memory ran out in the step after ``step``; the step is computed again in smaller micro-batches.
+
+    Attributes:
+        step: optimiser steps taken so far.
+        token_budget: tokens computed at once from now on.
+        former: and until now.
+        tokens: of the micro-batch that did not fit.
+        reason: what the allocator said.
+    """
+
+    step: int
+    token_budget: int
+    former: int
+    tokens: int
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        return (
+            f"memory ran out in step {self.step + 1} at {self.tokens} tokens at once; the step is repeated, and "
+            f"training goes on, with training.token_budget {self.token_budget} in place of {self.former} "
+            f"({self.reason})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingEndEvent:
     """Training is over and the best weights are in place.
 
@@ -105,7 +154,15 @@ class TrainingEndEvent:
     skipped_steps: int
 
 
-TrainingEvent = StepEvent | SkippedStepEvent | EvaluationEvent | CheckpointEvent | TrainingEndEvent
+TrainingEvent = (
+    StepEvent
+    | SkippedStepEvent
+    | EvaluationEvent
+    | CheckpointEvent
+    | CheckpointFailedEvent
+    | TokenBudgetEvent
+    | TrainingEndEvent
+)
 
 
 def as_record(event: TrainingEvent) -> dict[str, Any]:
@@ -115,6 +172,8 @@ def as_record(event: TrainingEvent) -> dict[str, Any]:
         SkippedStepEvent: "skipped_step",
         EvaluationEvent: "evaluation",
         CheckpointEvent: "checkpoint",
+        CheckpointFailedEvent: "checkpoint_failed",
+        TokenBudgetEvent: "token_budget",
         TrainingEndEvent: "end",
     }
     record: dict[str, Any] = {"event": kinds[type(event)]}

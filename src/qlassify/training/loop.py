@@ -2,8 +2,15 @@
 
 Everything a step needs follows from the step's number: its epoch, its rows (an epoch's order comes from the seed and
 the epoch alone, and from the rows' classes where sampling is balanced), its learning rate, and whether to score or
-checkpoint after it. So a run's state is one number besides the tensors, a resumed run replays nothing, and it ends
-with bitwise the weights of an uninterrupted one.
+checkpoint after it. So a run's state is one number besides the tensors (and the token budget, once memory ran out at
+the one that was asked for), a resumed run replays nothing, and it ends with bitwise the weights of one that was never
+interrupted.
+
+Memory that runs out in a step ends no run: the step leaves no trace, the token budget is halved, and the step is taken
+with it (``shortage``). What follows is bitwise the run that has the smaller budget from that step on. It is not bitwise
+the run that had enough memory: sums are added in another order, and dropout, which looks at an element's place in its
+micro-batch, drops other elements. Places that do not depend on the cut would need a row's number and a token's position
+in every layer's dropout; the order of sums would still differ.
 
 The last rows of an epoch make a smaller step of their own; nothing is dropped and nothing leaks into the next epoch.
 """
@@ -21,22 +28,26 @@ import torch
 from torch import Tensor
 
 from qlassify.config.run import TrainingConfig
-from qlassify.data.packing import micro_batches
+from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, MemoryPlanError
 from qlassify.models.soundness import origin, require_finite_weights, require_sound_base
+from qlassify.planning.out_of_memory import Shortage, halved
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state
 from qlassify.training.events import (
     CheckpointEvent,
+    CheckpointFailedEvent,
     EvaluationEvent,
     SkippedStepEvent,
     StepEvent,
+    TokenBudgetEvent,
     TrainingEndEvent,
     TrainingEvent,
 )
 from qlassify.training.order import StepOrder
 from qlassify.training.rehearsal import Rehearsal, checkpoint_seconds, update_seconds, usual_seconds
 from qlassify.training.schedule import rate_factor, warmup_steps
+from qlassify.training.shortage import attempt
 from qlassify.training.step import BatchResult, Stepper, Targets, restore, snapshot
 
 Scorer = Callable[[], Mapping[str, float | None]]
@@ -113,6 +124,7 @@ class TrainingLoop:
         self.progress = Progress()
         self._dropout_generator = dropout_generator
         self._best: dict[str, Tensor] = {}
+        self._untold: list[TokenBudgetEvent] = []
         self.order = StepOrder.of(len(data), config, seed, data.targets)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.total_steps = self.order.total_steps
@@ -141,6 +153,12 @@ class TrainingLoop:
         self._dropout_generator.set_state(checkpoint.dropout_state)
         self._best = dict(checkpoint.best)
         self.progress = checkpoint.progress
+        self._untold.clear()  # what a rehearsal came to holds for a beginning
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens computed at once: what the settings say, until memory ran out at that."""
+        return self.progress.token_budget or self.config.token_budget
 
     def run(self) -> Iterator[TrainingEvent]:
         """Train until the last step or until patience runs out, then put the best weights in place.
@@ -148,15 +166,23 @@ class TrainingLoop:
         Raises:
             DivergenceError: ``max_skipped_steps`` steps in a row were not finite.
             Interrupted: a stop was requested; a checkpoint was written if there is a store.
+            MemoryPlanError: a single text does not fit into memory, or what moves the weights does not.
         """
         self.stop.armed = True
+        if self._untold:
+            yield from self._told_budget(*self._untold)
         while self.progress.step < self.total_steps and not self.progress.stopped_early:
-            yield self._step()
+            event = self._step()
+            if isinstance(event, TokenBudgetEvent):
+                yield from self._told_budget(event)
+                self._check_stop()
+                continue
+            yield event
             scored = self._is_scoring_step(self.progress.step)
             if scored and self.scorer is not None:
                 yield self._evaluate(self.scorer)
             if self.store is not None and (scored or self.progress.step % self.config.checkpoint_every_steps == 0):
-                yield self._checkpoint(self.store)
+                yield self._checkpoint_if_possible(self.store)
             self._check_stop()
         self.stop.armed = False
         if self._best:
@@ -174,32 +200,21 @@ class TrainingLoop:
         """Compute the heaviest micro-batch of the run and time an ordinary step and a checkpoint; none leaves a trace.
 
         A run that does not fit into memory ends here and not in its third hour, and what a step takes is known before
-        the first one.
+        the first one. Where only the token budget was too large, it is halved as in a step; ``run`` tells so first.
 
         Raises:
-            MemoryPlanError: the heaviest step does not fit the device's memory.
+            MemoryPlanError: a single text does not fit into memory.
             ModelError: the base model's weights are not finite.
         """
-        encoded, budget = self.data.encoded, self.config.token_budget
-        heaviest = self.order.heaviest_batches(encoded, budget)
-        typical = self.order.rows_of_step(self.order.typical_step(encoded.lengths.astype(np.int64)))
-        state = self._dropout_generator.get_state()
-        try:
-            result = self.stepper.rehearse(heaviest, self.data.targets)
-            if not math.isfinite(result.avg_loss):
-                classifier = self.stepper.classifier
-                require_sound_base(classifier, where=classifier.backbone.directory)
-            ordinary = tuple(micro_batches(encoded, typical, budget))
-            seconds = usual_seconds(lambda: self.stepper.rehearse(ordinary, self.data.targets))
-        except torch.OutOfMemoryError as error:
-            raise MemoryPlanError(
-                "the heaviest step does not fit the device's memory",
-                where=f"{max(batch.num_tokens for batch in heaviest)} tokens at once",
-                got=next(iter(str(error).splitlines()), ""),
-                do="Lower training.token_budget, which changes nothing but memory and time, or choose method=qlora.",
-            ) from None
-        finally:
-            self._dropout_generator.set_state(state)
+        encoded = self.data.encoded
+        rows = self.order.rows_of_step(self.order.typical_step(encoded.lengths.astype(np.int64)))
+        while True:
+            heaviest = self.order.heaviest_batches(encoded, self.token_budget)
+            ordinary = tuple(micro_batches(encoded, rows, self.token_budget))
+            seconds = self._rehearsed(heaviest, ordinary)
+            if not isinstance(seconds, Shortage):
+                break
+            self._untold.append(self._lower(seconds))
         trained = list(self.stepper.optimizer.parameters.values())
         count = sum(parameter.numel() for parameter in trained)
         return Rehearsal(
@@ -210,15 +225,53 @@ class TrainingLoop:
             checkpoint_seconds(count, None if self.store is None else self.store.directory),
         )
 
-    def _step(self) -> StepEvent | SkippedStepEvent:
+    def _rehearsed(self, heaviest: Sequence[PackedBatch], ordinary: Sequence[PackedBatch]) -> float | Shortage:
+        """Seconds of an ordinary step, tried after the heaviest micro-batches; no trace is left."""
+        stepper, generator, targets = self.stepper, self._dropout_generator, self.data.targets
+
+        def act() -> float:
+            result = stepper.rehearse(heaviest, targets)
+            if not math.isfinite(result.avg_loss):
+                require_sound_base(stepper.classifier, where=stepper.classifier.backbone.directory)
+            return usual_seconds(lambda: stepper.rehearse(ordinary, targets))
+
+        state = generator.get_state()
+        tried = attempt(act, stepper, generator)
+        generator.set_state(state)
+        return tried
+
+    def _lower(self, shortage: Shortage) -> TokenBudgetEvent:
+        """Go on with a smaller token budget, which is part of the run's state."""
+        former, step = self.token_budget, self.progress.step
+        self.progress = replace(self.progress, token_budget=halved(former, shortage))
+        return TokenBudgetEvent(step, self.token_budget, former, shortage.tokens, shortage.said)
+
+    def _told_budget(self, *events: TokenBudgetEvent) -> Iterator[TrainingEvent]:
+        """Tell of lowered budgets, and write the state that the next step will begin in.
+
+        Without a checkpoint here, a run that is resumed would take the steps since the last one with the former budget
+        wherever there is more memory by then, and end with other weights.
+        """
+        yield from events
+        self._untold.clear()
+        if self.store is not None:
+            yield self._checkpoint_if_possible(self.store)
+
+    def _step(self) -> StepEvent | SkippedStepEvent | TokenBudgetEvent:
+        """Take the next step; if memory runs out, lower the budget instead, with everything else as it was."""
         started = time.perf_counter()
         step = self.progress.step
         rows = self.order.rows_of_step(step)
         config = self.config
         optimizer = self.stepper.optimizer
         optimizer.set_rate_factor(rate_factor(step, self.total_steps, warmup=self._warmup, schedule=config.schedule))
-        self.stepper.accumulate(micro_batches(self.data.encoded, rows, config.token_budget), self.data.targets)
-        result = self.stepper.apply()
+        batches = micro_batches(self.data.encoded, rows, self.token_budget)
+        tried = attempt(
+            lambda: self.stepper.accumulate(batches, self.data.targets), self.stepper, self._dropout_generator
+        )
+        if isinstance(tried, Shortage):
+            return self._lower(tried)
+        result = self._apply()
         if not result.applied:
             return self._skipped(rows, result)
         self.progress = replace(self.progress, step=step + 1, skipped_in_a_row=0)
@@ -234,6 +287,22 @@ class TrainingLoop:
             tokens=result.num_tokens,
             seconds=time.perf_counter() - started,
         )
+
+    def _apply(self) -> BatchResult:
+        """Move the weights.
+
+        What this takes does not depend on the micro-batches, and parameters may have moved before memory ran out: there
+        is nothing to repeat.
+        """
+        result = attempt(self.stepper.apply, self.stepper, self._dropout_generator)
+        if isinstance(result, Shortage):
+            raise MemoryPlanError(
+                "moving the weights does not fit into memory",
+                where=f"step {self.progress.step + 1}",
+                got=result.said,
+                do="Choose a method that trains fewer weights, such as method=lora, or free memory.",
+            )
+        return result
 
     def _skipped(self, rows: npt.NDArray[np.int64], result: BatchResult) -> SkippedStepEvent:
         """Count a step that was not taken; give up when there were too many in a row."""
@@ -299,6 +368,19 @@ class TrainingLoop:
             )
         )
         return CheckpointEvent(self.progress.step, str(path))
+
+    def _checkpoint_if_possible(self, store: CheckpointStore) -> CheckpointEvent | CheckpointFailedEvent:
+        """A checkpoint, or why there is none: that is no reason to stop.
+
+        A checkpoint is only needed if the run dies. A run that ended because none can be written would lose for certain
+        what the checkpoint was to save from a risk: its owner comes back to a part of the training in either case, and
+        here to a finished one wherever the classifier, which is a quarter of a checkpoint or less, still finds its
+        place. Earlier checkpoints are untouched, and the next one is tried as if nothing had been.
+        """
+        try:
+            return self._checkpoint(store)
+        except CheckpointError as error:
+            return CheckpointFailedEvent(self.progress.step, error.got or error.what)
 
     def _check_stop(self) -> None:
         number = self.stop.signal_number

@@ -62,6 +62,9 @@ class Stepper:
         optimizer: holds the trainable parameters.
         objective: the loss.
         clip_norm: largest global gradient norm, or None.
+
+    Attributes:
+        computing: (tokens, rows) of the latest micro-batch: of the one that failed, if one did.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Stepper:
         self.optimizer = optimizer
         self.objective = objective
         self.clip_norm = clip_norm
+        self.computing = (0, 0)
         self._loss, self._correct, self._total, self._tokens = 0.0, 0, 0, 0
 
     def accumulate(self, batches: Iterable[PackedBatch], targets: Targets) -> BatchResult:
@@ -86,6 +90,7 @@ class Stepper:
         self.classifier.train()
         loss, correct, total, tokens = 0.0, 0, 0, 0
         for batch in batches:
+            self.computing = (batch.num_tokens, batch.num_rows)
             logits = self.classifier(batch)
             wanted = torch.from_numpy(targets[batch.rows]).to(logits.device)
             part = self.objective(logits, wanted)
@@ -105,7 +110,7 @@ class Stepper:
     def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> BatchResult:
         """Compute gradients of some micro-batches and forget them."""
         result = self.accumulate(batches, targets)
-        self._forget()
+        self.forget()
         return result
 
     def apply(self) -> BatchResult:
@@ -119,11 +124,11 @@ class Stepper:
                 self.optimizer.step()
         applied = math.isfinite(norm)
         result = BatchResult(self._loss / max(1, self._total), self._correct, self._total, norm, applied, self._tokens)
-        self._forget()
+        self.forget()
         return result
 
-    def _forget(self) -> None:
-        """Start with the next step: no gradients, nothing counted."""
+    def forget(self) -> None:
+        """Start afresh: no gradients, nothing counted."""
         self.optimizer.clear_gradients()
         self._loss, self._correct, self._total, self._tokens = 0.0, 0, 0, 0
 

@@ -1,0 +1,67 @@
+"""What could not be written of a run, for its end: a report that finds no room must not cost the training it is about.
+
+Two kinds of files are told apart. The classifier is what the run was for: where it cannot be written the run ends with
+an error, and its checkpoints are there to go on from. Everything else is *about* the run: curves, measurements,
+predictions, report, model card. Where one of these cannot be written that is kept here, the others are tried all the
+same, and the job ends in exit code 1 and one sentence that names them. ``metrics.json`` is then left out on purpose:
+where it is, a run is finished, and without it ``--resume`` makes what is missing from the last checkpoint, in seconds.
+
+The alternatives were to end at the first failure, as any exception would, and to warn and end well. The first loses
+hours for a megabyte, the second lets a script believe in files that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qlassify.errors import QlassifyError, StorageError
+
+
+class Unwritten:
+    """Files that could not be written, each with the reason."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def attempt(self, name: str, write: Callable[[], object]) -> None:
+        """Write a file, or keep why it could not be.
+
+        Args:
+            name: of the file, as it is told.
+            write: writes it.
+        """
+        try:
+            write()
+        except (OSError, QlassifyError) as error:
+            self.add(name, str(error))
+
+    def add(self, name: str, reason: str) -> None:
+        """Keep that a file is missing or incomplete."""
+        self._reasons[name] = reason
+
+    def as_dict(self) -> dict[str, str]:
+        """Name -> reason."""
+        return dict(self._reasons)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each file."""
+        return tuple(f"{name} could not be written: {reason}." for name, reason in self._reasons.items())
+
+
+def unwritten_error(unwritten: dict[str, str], where: Path, do: str) -> StorageError:
+    """What to tell when everything is done but some files.
+
+    Args:
+        unwritten: name -> reason.
+        where: the folder that they are missing from.
+        do: how to make them.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in unwritten.items():
+        reasons.setdefault(reason, []).append(name)
+    got = "; ".join(f"no {', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return StorageError("not everything could be written", where=where, got=got, do=do)

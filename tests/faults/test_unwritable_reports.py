@@ -1,0 +1,203 @@
+"""What is written about a run cannot be: the run keeps its classifier, says what is missing, and goes on from there.
+
+A folder of the file's name stands in its way, which stops every user, the superuser included. It is put there while the
+run goes on, so that only this one file fails.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from fault_tally import Tally
+from limited_command import World, make_world
+
+from qlassify import job, repeating
+from qlassify.artifact import require_undamaged
+from qlassify.cli.app import main
+from qlassify.cli.train import follow
+from qlassify.errors import StorageError
+from qlassify.job import FinishedEvent, JobEvent, SavedEvent
+from qlassify.training.loop import StopRequest
+from tiny_jobs import make_rows, model_bytes, write_table
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OUTPUTS = {
+    "report.html": "evaluation/report.html",
+    "MODEL_CARD.md": "evaluation/MODEL_CARD.md",
+    "predictions.parquet": "evaluation/predictions.parquet",
+    "metrics.json": "evaluation/metrics.json",
+    "plan.json": "plan.json",
+}
+OBSTACLES = {**OUTPUTS, "plan.json": ".plan.json.tmp"}
+"""Where something stands in the way. The report is made of the former plan, which a full disk would have left."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A base model and rows."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    list(job.train(world.settings, folder))
+    return folder
+
+
+def obstruct(path: Path) -> None:
+    """Put a folder in the place of a file that is going to be written."""
+    path.unlink(missing_ok=True)
+    (path / "in the way").mkdir(parents=True)
+
+
+def obstructed(events: Iterator[JobEvent], path: Path) -> Iterator[JobEvent]:
+    """The events of a job; when its classifier is saved, ``path`` can no longer be written."""
+    for event in events:
+        if isinstance(event, SavedEvent):
+            obstruct(path)
+        yield event
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_file_that_cannot_be_written_is_named_and_can_be_made_later(
+    world: World, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Tally, name: str
+) -> None:
+    run = tmp_path / "run"
+    events = obstructed(job.train(world.settings, run), run / OBSTACLES[name])
+    with pytest.raises(typer.Exit) as ended:
+        follow(events, StopRequest(), as_json=False, quiet=True)
+    assert ended.value.exit_code == 1
+    said = capsys.readouterr()
+    (sentence,) = [line for line in said.err.splitlines() if line.startswith("qlassify: ")]
+    assert f"no {name} (" in sentence
+    assert f"qlassify train --resume {run}" in sentence
+    assert "accuracy" in said.out, "the scores are shown all the same"
+    require_undamaged(run / "model")
+    assert model_bytes(run / "model") == model_bytes(undisturbed / "model")
+    assert not (run / "evaluation" / "metrics.json").is_file(), "the run is not finished"
+    others = set(OUTPUTS) - {name, "metrics.json"}
+    assert all((run / OUTPUTS[other]).is_file() for other in others), "one failure costs no other file"
+    shutil.rmtree(run / OBSTACLES[name])
+    (again,) = (event for event in job.resume(run) if isinstance(event, FinishedEvent))
+    assert again.problem is None
+    assert all((run / path).is_file() for path in OUTPUTS.values())
+    assert model_bytes(run / "model") == model_bytes(undisturbed / "model")
+    tally("faults injected", 1)
+
+
+def test_a_damaged_file_of_the_run_costs_the_report_and_nothing_else(
+    world: World, undisturbed: Path, tmp_path: Path, tally: Tally
+) -> None:
+    """The report is made of the run's files; here one can no longer be read."""
+    run = tmp_path / "run"
+    for event in job.train(world.settings, run):
+        if isinstance(event, SavedEvent):
+            (run / "data.json").write_text("{")
+        if isinstance(event, FinishedEvent):
+            assert set(event.unwritten) == {"report.html", "MODEL_CARD.md", "metrics.json"}
+    assert model_bytes(run / "model") == model_bytes(undisturbed / "model")
+    tally("faults injected", 1)
+
+
+def test_json_says_what_is_missing_in_its_one_document(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    events = obstructed(job.train(world.settings, run), run / "evaluation" / "report.html")
+    with pytest.raises(typer.Exit):
+        follow(events, StopRequest(), as_json=True, quiet=False)
+    (line,) = capsys.readouterr().out.splitlines()
+    document = json.loads(line)
+    assert set(document["unwritten"]) == {"report.html", "metrics.json"}
+    assert document["values"]["accuracy"] is not None
+
+
+def test_a_tracker_that_cannot_write_is_switched_off(
+    world: World, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Tally
+) -> None:
+    pytest.importorskip("tensorboard")
+    run = tmp_path / "run"
+    settings = {**world.settings, "tracking": ["tensorboard"]}
+    for event in job.train(settings, run):
+        if isinstance(event, job.ModelEvent):  # before the trackers begin
+            (run / "tensorboard").write_text("in the way")
+        if isinstance(event, FinishedEvent):
+            assert event.problem is None
+    assert capsys.readouterr().err.count("tensorboard is switched off") == 1
+    assert model_bytes(run / "model") == model_bytes(undisturbed / "model")
+    tally("faults injected", 1)
+
+
+def test_a_token_store_that_cannot_be_written_is_done_without(
+    world: World, undisturbed: Path, tmp_path: Path, tally: Tally
+) -> None:
+    run, store = tmp_path / "run", tmp_path / "tokens"
+    store.write_text("in the way")
+    settings = {**world.settings, "data": {**world.settings["data"], "token_cache": str(store)}}  # type: ignore[dict-item]
+    (finished,) = (event for event in job.train(settings, run) if isinstance(event, FinishedEvent))
+    assert finished.problem is None
+    assert any("kept in memory" in note for note in finished.assessment.notes)
+    assert model_bytes(run / "model") == model_bytes(undisturbed / "model")
+    tally("faults injected", 1)
+
+
+def test_of_several_seeds_the_unfinished_one_is_finished_first(world: World, tmp_path: Path, tally: Tally) -> None:
+    outer = tmp_path / "seeds"
+    report = outer / "seed-3" / "evaluation" / "report.html"
+
+    def train() -> None:
+        for event in repeating.train_seeds({**world.settings, "seed": 3}, outer, count=2):
+            if isinstance(event, SavedEvent):
+                obstruct(report)
+
+    with pytest.raises(StorageError, match=r"no report\.html") as caught:
+        train()
+    assert f"--resume {outer}" in (caught.value.do or "")
+    shutil.rmtree(report)
+    events = list(repeating.resume_seeds(outer))
+    assert isinstance(events[-1], repeating.SeedsFinishedEvent)
+    assert [result.seed for result in events[-1].results] == [3, 4]
+    tally("faults injected", 1)
+
+
+def test_evaluate_shows_the_scores_and_names_what_is_missing(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tally: Tally,
+) -> None:
+    rows = write_table(tmp_path / "more.csv", ("text", "label"), make_rows(40, seed=7))
+    out = tmp_path / "out"
+
+    def evaluate() -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qlassify", "evaluate", str(undisturbed), str(rows), "--out", str(out)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    obstruct(out / "predictions.parquet")
+    code, shown, error = evaluate()
+    assert code == 1
+    assert "accuracy" in shown
+    assert "no predictions.parquet" in error
+    assert "give the same command again" in error
+    assert (out / "report.html").is_file()
+    assert not (out / "metrics.json").is_file()
+    shutil.rmtree(out / "predictions.parquet")
+    code, _, error = evaluate()
+    assert (code, error) == (0, "")
+    assert (out / "metrics.json").is_file()
+    tally("faults injected", 1)
