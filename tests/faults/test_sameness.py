@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from run_results import disturbed_settings, require_same, result_of
+from run_results import Tally, disturbed_settings, require_same, result_of
 
-from conftest import Tally
 from qlassify import ClassifyPipeline
 from qlassify.data.corpus import read_corpus
 from qlassify.evaluation.predict import predict_logits

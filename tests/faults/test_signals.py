@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from fork_server import ForkServer
-from run_results import disturbed_settings, require_same, result_of
-
-from conftest import Tally
+from run_results import Tally, disturbed_settings, require_same, result_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -130,6 +128,7 @@ def test_signals_at_random_moments_again_and_again(world: World, full_faults: bo
             moment = draws.uniform(0.2, max(0.4, world.seconds))
             done = world.train(name, kill_after=moment, signals=[number] * draws.choice((1, 1, 2)))
             if done["code"] == 0:
+                world.seconds = min(world.seconds, done["seconds"])
                 break
             world.require_told(done, world.root / name, number)
             sent += 1
