@@ -59,7 +59,9 @@ class World:
         assert done["code"] == 128 + number, done
         assert "Traceback" not in done["output"]
         assert f"qlassify: stopped by {name}: " in done["output"]
-        if (folder / "run.yaml").is_file():
+        if (folder / "evaluation" / "metrics.json").is_file():
+            assert done["output"].endswith(f"the run in {folder} was finished\n")
+        elif (folder / "run.yaml").is_file():
             assert f"Continue with: qlassify train --resume {folder}\n" in done["output"], done["output"]
 
     def require_resumed(self, name: str) -> None:
@@ -117,6 +119,12 @@ def test_a_signal_ends_the_command_and_the_run_goes_on_to_the_same_end(
     tally("signals at named moments of a run", 1)
 
 
+def test_a_signal_after_the_last_file_says_that_the_run_is_finished(world: World) -> None:
+    done = world.train("late", kill_at=world.when("os.remove /reference/.lock"), signals=[signal.SIGTERM])
+    world.require_told(done, world.root / "late", signal.SIGTERM)
+    assert result_of(world.root / "late")["scores"] == world.result["scores"]
+
+
 def test_signals_at_random_moments_again_and_again(world: World, full_faults: bool, tally: Tally) -> None:
     draws = random.Random(20240301)
     wanted, sent, round_number = 30 if full_faults else 4, 0, 0
@@ -132,6 +140,8 @@ def test_signals_at_random_moments_again_and_again(world: World, full_faults: bo
                 break
             world.require_told(done, world.root / name, number)
             sent += 1
+            if (world.root / name / "evaluation" / "metrics.json").is_file():
+                break
         else:
             assert world.train(name)["code"] == 0
         if world.train(name)["code"] == 0:

@@ -142,7 +142,7 @@ def _ended(events: Iterator[Any], stop: StopRequest, folder: Callable[[], Path |
         folder: gives the run's folder, if it is known by then.
     """
     from qlassify.errors import Interrupted, StopNow
-    from qlassify.runs import SEEDS
+    from qlassify.runs import SEEDS, is_finished
 
     try:
         with asking(stop), closing(events):  # type: ignore[type-var]
@@ -151,6 +151,8 @@ def _ended(events: Iterator[Any], stop: StopRequest, folder: Callable[[], Path |
         path = folder()
         if path is None or not any((path / name).is_file() for name in ("run.yaml", SEEDS)):
             raise
+        if is_finished(path):
+            raise Interrupted(stopped.signal_number, f"the run in {path} was finished") from None
         what = "at once; what was done since the last checkpoint will be done again"
         do = f"Continue with: qlassify train --resume {path}"
         raise Interrupted(stopped.signal_number, what, do=do) from None
