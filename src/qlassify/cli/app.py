@@ -28,7 +28,7 @@ from qlassify.cli import (
     quantize,
     train,
 )
-from qlassify.cli.signals import handled
+from qlassify.cli.signals import handled, let_end
 from qlassify.errors import Interrupted, QlassifyError, StopNow
 from qlassify.version import __version__
 
@@ -78,6 +78,8 @@ these, which also took a tenth less processor time."""
 
 def _end_with(error: QlassifyError) -> NoReturn:
     """Say what is wrong and end with its exit code."""
+    if isinstance(error, Interrupted):
+        let_end()
     if "--json" in sys.argv:
         print(json.dumps(error.as_dict(), ensure_ascii=False))
     print(f"qlassify: {error}", file=sys.stderr)
@@ -95,6 +97,18 @@ def _speak_utf8() -> None:
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
+def _run() -> None:
+    """The verb, while signals are handled."""
+    try:
+        app()
+    except StopNow as stopped:
+        _end_with(Interrupted(stopped.signal_number, "nothing more was written"))
+    except QlassifyError as error:
+        if "--debug" in sys.argv:
+            raise
+        _end_with(error)
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
@@ -102,13 +116,7 @@ def main() -> None:
     _speak_utf8()
     try:
         with handled():
-            app()
-    except StopNow as stopped:
-        _end_with(Interrupted(stopped.signal_number, "nothing more was written"))
-    except QlassifyError as error:
-        if "--debug" in sys.argv:
-            raise
-        _end_with(error)
+            _run()
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
