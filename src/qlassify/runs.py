@@ -96,7 +96,13 @@ def require_new(path: Path) -> None:
 
 
 def _require_empty(path: Path) -> None:
-    if path.exists() and any(one.name not in BEGINNING for one in path.iterdir()):
+    try:
+        held = path.exists() and any(one.name not in BEGINNING for one in path.iterdir())
+    except OSError as error:
+        raise ConfigError(
+            "not a place for a run folder", where=path, got=error, do="Choose another with --out."
+        ) from None
+    if held:
         raise ConfigError(
             "the run folder is not empty",
             where=path,

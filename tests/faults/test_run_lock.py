@@ -19,6 +19,7 @@ from qlassify import job
 from qlassify.errors import ConfigError
 from qlassify.repeating import train_seeds
 from qlassify.run_lock import LOCK, clear_leavings, own_run, require_free
+from qlassify.runs import create_run_folder, require_new
 from qlassify.training.events import StepEvent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +60,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot lock the run folder"), own_run(tmp_path / "nowhere"):
         pass
     require_free(tmp_path / "nowhere")
+
+
+def test_a_file_in_the_place_of_a_run_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for start in (require_new, lambda path: create_run_folder(path).__enter__()):
+        with pytest.raises(ConfigError, match="not a place for a run folder"):
+            start(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 CONTENDER = """

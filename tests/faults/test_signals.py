@@ -60,7 +60,9 @@ class World:
         assert done["code"] == 128 + number, done
         assert "Traceback" not in done["output"]
         assert f"qlassify: stopped by {name}: " in done["output"]
-        if (folder / "run.yaml").is_file():
+        if (folder / "evaluation" / "metrics.json").is_file():
+            assert done["output"].endswith(f"the run in {folder} was finished\n")
+        elif (folder / "run.yaml").is_file():
             assert f"Continue with: qlassify train --resume {folder}\n" in done["output"], done["output"]
 
     def require_resumed(self, name: str) -> None:
@@ -92,6 +94,7 @@ def world(
 
 MOMENTS = {
     "the folder is made": ("/.run.yaml.tmp", 1),
+    "the folder is made, twice": ("/.run.yaml.tmp", 2),
     "a checkpoint is written": ("/.step-000020.tmp/state.json", 1),
     "a checkpoint is written, twice": ("/.step-000020.tmp/state.json", 2),
     "the classifier is written": ("/model/.writing/classifier.json", 1),
@@ -118,6 +121,12 @@ def test_a_signal_ends_the_command_and_the_run_goes_on_to_the_same_end(
     tally("signals at named moments of a run", 1)
 
 
+def test_a_signal_after_the_last_file_says_that_the_run_is_finished(world: World) -> None:
+    done = world.train("late", kill_at=world.when("os.remove /reference/.lock"), signals=[signal.SIGTERM])
+    world.require_told(done, world.root / "late", signal.SIGTERM)
+    assert result_of(world.root / "late")["scores"] == world.result["scores"]
+
+
 def test_signals_at_random_moments_again_and_again(world: World, full_faults: bool, tally: Tally) -> None:
     draws = random.Random(20240301)
     wanted, sent, round_number = 30 if full_faults else 4, 0, 0
@@ -129,9 +138,14 @@ def test_signals_at_random_moments_again_and_again(world: World, full_faults: bo
             moment = draws.uniform(0.2, max(0.4, world.seconds))
             done = world.train(name, kill_after=moment, signals=[number] * draws.choice((1, 1, 2)))
             if done["code"] == 0:
+                world.seconds = min(world.seconds, done["seconds"])
                 break
+            if done["code"] == -number and (world.root / name / "evaluation" / "metrics.json").is_file():
+                break  # after the command's own last line
             world.require_told(done, world.root / name, number)
             sent += 1
+            if (world.root / name / "evaluation" / "metrics.json").is_file():
+                break
         else:
             assert world.train(name)["code"] == 0
         if world.train(name)["code"] == 0:

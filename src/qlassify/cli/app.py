@@ -29,7 +29,7 @@ from qlassify.cli import (
     quantize,
     train,
 )
-from qlassify.cli.signals import handled
+from qlassify.cli.signals import handled, let_end
 from qlassify.errors import Interrupted, QlassifyError, StopNow
 from qlassify.version import __version__
 
@@ -94,28 +94,33 @@ HEAVY = frozenset(
 """Verbs that import torch."""
 
 
-def main() -> None:
-    """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
-    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
-    _speak_utf8()
+def _run() -> None:
+    """The verb, while signals are handled."""
     try:
-        try:
-            if HEAVY.intersection(sys.argv[1:2]) and "--help" not in sys.argv:
-                from qlassify.cli.trouble import require_room_for_libraries
+        if HEAVY.intersection(sys.argv[1:2]) and "--help" not in sys.argv:
+            from qlassify.cli.trouble import require_room_for_libraries
 
-                require_room_for_libraries()
-            with handled():
-                app()
-        except SystemExit:
-            sys.stdout.flush()  # what cannot be printed is to be told here and not in the interpreter's last moments
-            raise
+            require_room_for_libraries()
+        app()
+    except SystemExit:
+        sys.stdout.flush()  # what cannot be printed is to be told here and not in the interpreter's last moments
+        raise
     except StopNow as stopped:
         end(Interrupted(stopped.signal_number, "nothing more was written"))
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise
         end(error)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
+    _speak_utf8()
+    try:
+        with handled():
+            _run()
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,6 +138,8 @@ def end(problem: QlassifyError) -> NoReturn:
     """Tell an error, as JSON too where that was asked for, and exit with its code."""
     from qlassify.cli.trouble import flush_output
 
+    if isinstance(problem, Interrupted):
+        let_end()
     with contextlib.suppress(OSError):  # where nothing can be printed, the sentence and the exit code still say it
         if "--json" in sys.argv:
             print(json.dumps(problem.as_dict(), ensure_ascii=False))

@@ -7,8 +7,10 @@ SIGINT alone, and typer answers it with a word of its own and another exit code.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,10 +21,29 @@ if TYPE_CHECKING:
     from qlassify.training.loop import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE_SECONDS = 3.0
+"""For how long a command that is ending takes further signals for the same request: a terminal and a parent process may
+both send one, and the sentence is to come out. After that, one ends the process without any tidying."""
 
 
 def _end(signal_number: int, frame: object) -> None:
+    """Raise ``StopNow``; the handlers of the rest of the process are set for its end."""
+    let_end()
     raise StopNow(signal_number)
+
+
+def let_end() -> None:
+    """From now on the process is ending because of a signal, and further ones do not disturb it for a while."""
+    began = time.monotonic()
+
+    def again(number: int, frame: object) -> None:
+        if time.monotonic() - began > PATIENCE_SECONDS:
+            os.write(2, f"qlassify: stopped by {signal.Signals(number).name} while ending\n".encode())
+            os._exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for one in SIGNALS:
+            signal.signal(one, again)
 
 
 @contextmanager
@@ -39,7 +60,8 @@ def handled(handler: Callable[[int, object], None] = _end) -> Iterator[None]:
         yield
     finally:
         for number, former in previous.items():
-            signal.signal(number, former)
+            if signal.getsignal(number) is handler:  # not where the process is ending
+                signal.signal(number, former)
 
 
 @contextmanager
@@ -48,7 +70,7 @@ def asking(stop: StopRequest) -> Iterator[None]:
 
     def ask(signal_number: int, frame: object) -> None:
         if not stop.armed or stop.signal_number is not None:
-            raise StopNow(signal_number)
+            _end(signal_number, frame)
         stop(signal_number, frame)
 
     with handled(ask):
@@ -62,4 +84,4 @@ def require_no_request(stop: StopRequest) -> None:
         StopNow: it did.
     """
     if stop.signal_number is not None and not stop.armed:
-        raise StopNow(stop.signal_number)
+        _end(stop.signal_number, None)

@@ -93,10 +93,11 @@ def _start(
 
     stop = StopRequest()
     if seeds is None:
-        follow(job.train(settings, out, stop=stop, strict=strict), stop, as_json=as_json, quiet=quiet)
+        events = job.train(settings, out, stop=stop, strict=strict)
+        follow(events, stop, as_json=as_json, quiet=quiet, folder=out)
     else:
-        events = repeating.train_seeds(settings, out, count=seeds, stop=stop, strict=strict)
-        follow_seeds(events, stop, as_json=as_json, quiet=quiet)
+        runs_of_seeds = repeating.train_seeds(settings, out, count=seeds, stop=stop, strict=strict)
+        follow_seeds(runs_of_seeds, stop, as_json=as_json, quiet=quiet, folder=out)
 
 
 def follow(
@@ -109,7 +110,7 @@ def follow(
         stop: its stop request.
         as_json: print JSON lines.
         quiet: print as little as can be.
-        folder: the run folder, if it is there already.
+        folder: the run folder, if it is known already.
     """
     from qlassify.cli.show import TrainView
     from qlassify.job import FinishedEvent, ModelEvent
@@ -164,23 +165,25 @@ def follow_seeds(
 
 @contextmanager
 def _ended(events: Iterator[Any], stop: StopRequest, folder: Callable[[], Path | None]) -> Iterator[None]:
-    """Events meanwhile; a signal that ends them ends in a sentence that says how to go on.
+    """Events meanwhile, which are closed at the end; ``folder`` gives the run's folder, if it is known by then."""
+    with _told_how_to_go_on(folder), asking(stop), closing(events):  # type: ignore[type-var]
+        yield
 
-    Args:
-        events: closed at the end.
-        stop: the loop's.
-        folder: gives the run's folder, if it is known by then.
-    """
+
+@contextmanager
+def _told_how_to_go_on(folder: Callable[[], Path | None]) -> Iterator[None]:
+    """A signal that ends what is done meanwhile ends in a sentence that says how to go on, if there is a run to."""
     from qlassify.errors import Interrupted, StopNow
-    from qlassify.runs import SEEDS
+    from qlassify.runs import SEEDS, is_finished
 
     try:
-        with asking(stop), closing(events):  # type: ignore[type-var]
-            yield
+        yield
     except StopNow as stopped:
         path = folder()
         if path is None or not any((path / name).is_file() for name in ("run.yaml", SEEDS)):
             raise
+        if is_finished(path):
+            raise Interrupted(stopped.signal_number, f"the run in {path} was finished") from None
         what = "at once; what was done since the last checkpoint will be done again"
         do = f"Continue with: qlassify train --resume {path}"
         raise Interrupted(stopped.signal_number, what, do=do) from None
@@ -200,15 +203,17 @@ def _require_nothing_else(path: Path, flags: dict[str, Any], others: list[Any]) 
 
 def _resume(path: Path, *, as_json: bool, quiet: bool) -> None:
     """The rest of an earlier run, or of the runs of several seeds."""
-    from qlassify import job, repeating
-    from qlassify.runs import SEEDS
-    from qlassify.training.loop import StopRequest
+    with _told_how_to_go_on(lambda: path):
+        from qlassify import job, repeating
+        from qlassify.runs import SEEDS
+        from qlassify.training.loop import StopRequest
 
-    stop = StopRequest()
-    if (path / SEEDS).is_file():
-        follow_seeds(repeating.resume_seeds(path, stop=stop), stop, as_json=as_json, quiet=quiet, folder=path)
-    else:
-        follow(job.resume(path, stop=stop), stop, as_json=as_json, quiet=quiet, folder=path)
+        stop = StopRequest()
+        if (path / SEEDS).is_file():
+            events = repeating.resume_seeds(path, stop=stop)
+            follow_seeds(events, stop, as_json=as_json, quiet=quiet, folder=path)
+        else:
+            follow(job.resume(path, stop=stop), stop, as_json=as_json, quiet=quiet, folder=path)
 
 
 def _text(path: Path | None) -> str | None:
