@@ -7,6 +7,7 @@ a run takes on this machine. Where a run does not fit, settings that would are l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,12 @@ def _measured(preparation: Preparation) -> float | None:
         if not isinstance(loop, TrainingLoop):
             return None
         loop.rehearse()  # the first one also compiles kernels
+        if loop.token_budget != pipeline.run.training.token_budget:
+            warnings.warn(
+                f"memory ran out in the rehearsal; train would go on with training.token_budget {loop.token_budget}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         # The middle one of three: a hiccup of the machine should not speak for the whole run.
         tries = sorted((loop.rehearse() for _ in range(3)), key=lambda one: one.seconds)
         return preparation.training_seconds(tries[1])

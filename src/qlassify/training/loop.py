@@ -3,7 +3,8 @@
 Everything a step needs follows from the step's number: its epoch, its rows (an epoch's order comes from the seed and
 the epoch alone, and from the rows' classes where sampling is balanced), its learning rate, and whether to score or
 checkpoint after it. So a run's state is one number besides the tensors (and the token budget, once memory ran out at
-the one that was asked for), a resumed run replays nothing, and it ends with bitwise the weights of an uninterrupted one.
+the one that was asked for), a resumed run replays nothing, and it ends with bitwise the weights of an uninterrupted
+one.
 
 Memory that runs out in a step ends no run: the step leaves no trace, the token budget is halved, and the step is taken
 with it (``shortage``). What follows is bitwise the run that has the smaller budget from that step on. It is not bitwise
