@@ -23,9 +23,10 @@ from qlassify.artifact import require_undamaged
 from qlassify.cli.app import main
 from qlassify.cli.train import follow
 from qlassify.cli.trouble import trouble
-from qlassify.errors import StorageError
+from qlassify.errors import Interrupted, StorageError
 from qlassify.job import FinishedEvent, JobEvent, SavedEvent
 from qlassify.training.loop import StopRequest
+from qlassify.unwritten import Unwritten
 from tiny_jobs import make_rows, model_bytes, write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -262,3 +263,12 @@ def test_an_error_is_known_by_what_it_came_from() -> None:
     found = trouble(error)
     assert found is not None
     assert found.exit_code == 4
+
+
+def test_a_signal_while_a_report_is_written_ends_the_job() -> None:
+    """It is an error of ours, too, and must not be taken for a file that could not be written."""
+    unwritten, stop = Unwritten(), StopRequest()
+    with pytest.raises(Interrupted) as caught:
+        unwritten.attempt("report.html", lambda: stop(15))
+    assert caught.value.exit_code == 143
+    assert not unwritten
