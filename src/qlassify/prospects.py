@@ -7,6 +7,7 @@ a run takes on this machine. Where a run does not fit, settings that would are l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,14 @@ def _measured(preparation: Preparation) -> float | None:
         loop = pipeline.training_loop(preparation.dataset, preparation.encoded)
         if not isinstance(loop, TrainingLoop):
             return None
-        return preparation.seconds(loop.rehearse())["training_seconds"]
+        rehearsal = loop.rehearse()
+        if loop.token_budget != pipeline.run.training.token_budget:
+            warnings.warn(
+                f"memory ran out in the rehearsal; train would go on with training.token_budget {loop.token_budget}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return preparation.seconds(rehearsal)["training_seconds"]
 
 
 def _what_would_fit(

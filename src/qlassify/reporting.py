@@ -10,9 +10,10 @@ nothing else; in the report it stands where the data is told of, and the contrac
 
 from __future__ import annotations
 
+import functools
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ MAX_MISTAKES = 25
 CURVES = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rows", "tokens", "seconds")
 """What the report wants of a step event."""
 REPORT = "report.html"
+MODEL_CARD = "MODEL_CARD.md"
 
 
 def write_assessment(
@@ -60,15 +62,12 @@ def write_assessment(
     directory = directory or folder.evaluation
     forget_scores(directory, unwritten)
 
-    def write(name: str, render: Callable[[ReportInput], str]) -> None:
-        def act() -> None:
-            report = report_input(folder, pipeline, assessment, environment)
-            write_text(directory / name, render(report))
+    @functools.cache
+    def report() -> ReportInput:
+        return report_input(folder, pipeline, assessment, environment)
 
-        unwritten.attempt(name, act)
-
-    write(REPORT, render_report)
-    write("MODEL_CARD.md", render_model_card)
+    unwritten.attempt(REPORT, lambda: write_text(directory / REPORT, render_report(report())))
+    unwritten.attempt(MODEL_CARD, lambda: write_text(directory / MODEL_CARD, render_model_card(report())))
     write_scores(directory, assessment, unwritten)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qlassify.errors import QlassifyError, StorageError
+from qlassify.errors import Interrupted, QlassifyError, StorageError
 
 
 class Unwritten:
@@ -33,9 +33,14 @@ class Unwritten:
         Args:
             name: of the file, as it is told.
             write: writes it.
+
+        Raises:
+            Interrupted: a signal arrived meanwhile.
         """
         try:
             write()
+        except Interrupted:
+            raise  # whoever sends a signal means the job and not the file
         except (OSError, QlassifyError) as error:
             self.add(name, str(error))
 

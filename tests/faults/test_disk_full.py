@@ -227,7 +227,7 @@ def test_small_disks_never_end_in_a_traceback(
 def test_output_that_goes_nowhere_does_not_stop_the_training(
     world: World, undisturbed: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    """``qlassify train ... > log`` on a full disk."""
+    """``qlassify train ... > log`` on a full disk; a prediction, which is nothing but output, is an error."""
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
     run = tmp_path / "run"

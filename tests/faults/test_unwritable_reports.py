@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ from qlassify import job, repeating
 from qlassify.artifact import require_undamaged
 from qlassify.cli.app import main
 from qlassify.cli.train import follow
-from qlassify.errors import StorageError
+from qlassify.cli.trouble import trouble
+from qlassify.errors import Interrupted, StorageError
 from qlassify.job import FinishedEvent, JobEvent, SavedEvent
 from qlassify.training.loop import StopRequest
+from qlassify.unwritten import Unwritten
 from tiny_jobs import make_rows, model_bytes, write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,3 +204,71 @@ def test_evaluate_shows_the_scores_and_names_what_is_missing(
     assert (code, error) == (0, "")
     assert (out / "metrics.json").is_file()
     tally("faults injected", 1)
+
+
+def test_a_folder_that_may_not_be_written_is_refused_by_name(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tally: Tally
+) -> None:
+    """As for a user without permission; the superuser, whom permissions do not stop, is stopped by a file."""
+    (tmp_path / "file").write_text("not a folder")
+    run = tmp_path / "file" / "run"
+    monkeypatch.setattr(sys, "argv", ["qlassify", "train", "--config", str(world.file), "--out", str(run), "-q"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "cannot make the run folder" in capsys.readouterr().err
+    tally("faults injected", 1)
+
+
+NO_SPACE = OSError(28, "No space left on device", "/data/x.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (NO_SPACE, 1, "/data/x.json: a file could not be read or written; got No space left on device. Make room"),
+        (OSError(122, "Disk quota exceeded"), 1, "got Disk quota exceeded. Make room"),
+        (PermissionError(13, "Permission denied", "/data"), 1, "/data: .*Fix the permissions, or name another place"),
+        (OSError(30, "Read-only file system", "/data"), 1, "Fix the permissions"),
+        (OSError("a server said no"), 1, "the system refused an operation; got a server said no"),
+        (OSError(12, "Cannot allocate memory"), 4, "memory ran out; got .*Cannot allocate memory"),
+        (MemoryError(), 4, "memory ran out; got MemoryError"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 4, "memory ran out"),
+    ],
+)
+def test_what_the_system_says_becomes_a_sentence(error: Exception, code: int, words: str) -> None:
+    found = trouble(error)
+    assert found is not None
+    assert found.exit_code == code
+    assert re.search(words, str(found)), found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ImportError("No module named 'x'"),
+        # A mount that nothing may be executed on: more memory would not help.
+        ImportError("x.so: failed to map segment from shared object: Operation not permitted"),
+    ],
+)
+def test_mistakes_stay_what_they_are(error: Exception) -> None:
+    assert trouble(error) is None
+
+
+def test_an_error_is_known_by_what_it_came_from() -> None:
+    """llvmlite says that a library was not found when there was no memory to load it into."""
+    error = OSError("could not find library")
+    error.__cause__ = OSError("libllvmlite.so: failed to map segment from shared object")
+    found = trouble(error)
+    assert found is not None
+    assert found.exit_code == 4
+
+
+def test_a_signal_while_a_report_is_written_ends_the_job() -> None:
+    """It is an error of ours, too, and must not be taken for a file that could not be written."""
+    unwritten, stop = Unwritten(), StopRequest()
+    with pytest.raises(Interrupted) as caught:
+        unwritten.attempt("report.html", lambda: stop(15))
+    assert caught.value.exit_code == 143
+    assert not unwritten

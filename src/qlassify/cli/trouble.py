@@ -42,7 +42,7 @@ def trouble(error: Exception) -> QlassifyError | None:
     if error.errno in PERMISSION:
         do = "Fix the permissions, or name another place."
     return StorageError(
-        "a file could not be read or written",
+        "the system refused an operation" if error.errno is None else "a file could not be read or written",
         where=error.filename,
         got=error.strerror or str(error),
         do=do,
