@@ -5,10 +5,9 @@ A verb's module is small and imports the rooms below only when the verb runs, so
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,6 +26,8 @@ from qlassify.cli import (
     quantize,
     train,
 )
+from qlassify.cli.printing import say, say_json
+from qlassify.cli.usage import USAGE_ERROR, usage_error
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -74,19 +75,26 @@ and they lie between the tensors: with all-MiniLM-L6-v2 in bf16 a process grew b
 these, which also took a tenth less processor time."""
 
 
+def _refuse(error: QlassifyError) -> NoReturn:
+    """End with an error's sentence, its parts under ``--json``, and its exit code."""
+    if "--json" in sys.argv:
+        say_json(error.as_dict())
+    say(f"qlassify: {error}", error=True)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in a sentence on standard error and its exit code."""
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except USAGE_ERROR as error:
+        _refuse(usage_error(error))
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise
-        if "--json" in sys.argv:
-            print(json.dumps(error.as_dict(), ensure_ascii=False))
-        print(f"qlassify: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _refuse(error)
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlassify.errors import ConfigError
+from qlassify.terminal import json_text
 
 if TYPE_CHECKING:
     from qlassify.scoring import Prediction
@@ -48,7 +48,7 @@ def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[s
                 writer.writerow(_cells(prediction, names, sets=sets))
                 continue
             opening = ("[\n" if rows == 1 else ",\n") if form == "json" else ""
-            print(opening + json.dumps(_record(prediction, names), ensure_ascii=False), end="" if opening else "\n")
+            print(opening + json_text(_record(prediction, names)), end="" if opening else "\n")
         sys.stdout.flush()
     if form == "json":
         print("\n]" if rows else "[]")
@@ -105,9 +105,10 @@ def show_predictions(
     predictions: list[Prediction], texts: Sequence[str], pairs: Sequence[str] | None, names: Sequence[str]
 ) -> None:
     """A table for a person."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from qlassify.cli.console import make_console
 
     columns = ["label", "probability", *(["label set"] if any(one.label_set for one in predictions) else []), "text"]
     table = Table(box=None, pad_edge=False)
@@ -119,7 +120,7 @@ def show_predictions(
         cells = [Text(_shown_label(prediction), style="bold"), Text(share)]
         cells += [Text(", ".join(prediction.label_set or ()))] if len(columns) > 3 else []
         table.add_row(*cells, Text(shown))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _shown_label(prediction: Prediction) -> str:
