@@ -16,7 +16,7 @@ from qlassify.models.pooling import PoolingMode
 
 MIN_LENGTH = 4
 """As ``ModelConfig.max_length``."""
-_KINDS = (
+_KINDS: tuple[tuple[str, Any, str], ...] = (
     ("labels", list, "a list of names"),
     ("multi_label", bool, "true or false"),
     ("pooling", str, "a word"),
@@ -27,7 +27,7 @@ _KINDS = (
     ("precision", str, "a word"),
     ("threshold", (int, float), "a number"),
 )
-_OPTIONAL = (
+_OPTIONAL: tuple[tuple[str, Any, str], ...] = (
     ("quantization", (dict, type(None)), "an object or null"),
     ("decision", (dict, type(None)), "an object or null"),
     ("head_bias", bool, "true or false"),

@@ -26,7 +26,7 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in _STEERING if code > 0x1F}
 
 def visible(text: str) -> str:
     """``text`` with everything that would steer a terminal shown as an escape."""
-    return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
+    return text if text.isascii() and text.isprintable() else text.replace("\r\n", "\n").translate(_SHOWN)
 
 
 def json_text(value: Any) -> str:

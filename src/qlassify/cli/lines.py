@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qlassify.data.spreadsheet import guarded
 from qlassify.errors import ConfigError
 from qlassify.terminal import json_text
 
@@ -55,6 +56,11 @@ def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[s
     return Total(rows, rejected)
 
 
+def has_formulas(form: str, names: Sequence[str]) -> bool:
+    """Whether labels are written in another form, because a spreadsheet would run them."""
+    return form in ("csv", "tsv") and any(guarded(name) != name for name in names)
+
+
 def check_form(form: str) -> None:
     """Refuse an output form that does not exist.
 
@@ -87,17 +93,20 @@ def probability_of(prediction: Prediction, names: Sequence[str]) -> float:
 
 
 def _cells(prediction: Prediction, names: Sequence[str], *, sets: bool) -> list[Any]:
-    """One line of CSV; several labels are separated by a vertical bar, and an abstention is an empty cell."""
+    """One line of CSV; several labels are separated by a vertical bar, and an abstention is an empty cell.
+
+    A label that a spreadsheet would run as a formula has an apostrophe in front (``data.spreadsheet``).
+    """
     label = prediction.label if isinstance(prediction.label, str) else "|".join(prediction.label or ())
     best = f"{probability_of(prediction, names):.6f}" if prediction.probabilities else ""
     return [
         prediction.row,
-        label,
+        guarded(label),
         best,
-        prediction.error or "",
+        guarded(prediction.error or ""),
         *(f"{value:.6f}" for value in prediction.probabilities),
         *([""] * (len(names) - len(prediction.probabilities)) if sets else []),
-        *(["|".join(prediction.label_set or ())] if sets else []),
+        *([guarded("|".join(prediction.label_set or ()))] if sets else []),
     ]
 
 

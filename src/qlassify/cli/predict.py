@@ -75,3 +75,5 @@ def predict(
     total = lines.write_lines(chunks, form or "jsonl", pipeline.labels.names, sets=sets)
     if not quiet:
         say(f"{total.rows} rows predicted, {total.rejected} rejected", error=True)
+        if lines.has_formulas(form or "jsonl", pipeline.labels.names):
+            say("labels that a spreadsheet would run have an apostrophe in front; --output jsonl has none", error=True)
