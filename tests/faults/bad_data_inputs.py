@@ -256,6 +256,17 @@ DATA = (
     BadInput("predict: empty file", _CLASSIFY, ("the file is empty",), rows(b"")),
     BadInput("predict: no text column", _CLASSIFY, ("rows.csv", "text"), rows("a,b,c\n1,2,3\n")),
     BadInput("predict: an archive", _CLASSIFY, ("zip archive",), rows(b"PK\x03\x04" + bytes(80))),
+    BadInput(
+        "predict: gzip damaged further down",
+        "predict {run} {tmp}/rows.csv.gz",
+        ("damaged gzip data",),
+        file("rows.csv.gz", gzip.compress((_HEAD + _GOOD_ROWS * 1000).encode(), compresslevel=0)[:-100_000]),
+    ),
+    BadInput(
+        "predict: sets that were never chosen",
+        "predict {run} {data} --sets",
+        ("qlassify calibrate RUN DATA --coverage",),
+    ),
     BadInput("predict: a pair for a single text", "predict {run} --text dog --text-pair cat", ("text",)),
     BadInput(
         "evaluate: unknown labels",

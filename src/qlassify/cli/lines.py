@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlassify.data.spreadsheet import guarded
 from qlassify.errors import ConfigError
-from qlassify.terminal import json_text
+from qlassify.terminal import json_text, visible
 
 if TYPE_CHECKING:
     from qlassify.scoring import Prediction
@@ -29,6 +30,9 @@ class Total:
 def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[str], *, sets: bool = False) -> Total:
     """Write predictions to standard output as they come; one line per input row, in order.
 
+    Nothing is written before the first chunk is there, so that a mistake in the request leaves no header behind. The
+    one document of ``json`` is written when all of it is there, and so is never half of one.
+
     Args:
         chunks: the predictions.
         form: one of ``FORMATS``.
@@ -36,24 +40,40 @@ def write_lines(chunks: Iterator[list[Prediction]], form: str, names: Sequence[s
         sets: whether each prediction has a label set.
     """
     rows = rejected = 0
-    writer: Any = None
-    if form in ("csv", "tsv"):
-        writer = csv.writer(sys.stdout, delimiter="," if form == "csv" else "\t", lineterminator="\n")
-        probabilities = [f"p({name})" for name in names]
-        writer.writerow(["row", "label", "probability", "error", *probabilities, *(["label_set"] if sets else [])])
-    for chunk in chunks:
+    first = next(chunks, [])
+    writer = _writer(form, names, sets=sets) if form in ("csv", "tsv") else None
+    document: list[str] = []
+    for chunk in itertools.chain([first], chunks):
         for prediction in chunk:
             rows += 1
             rejected += prediction.error is not None
             if writer is not None:
                 writer.writerow(_cells(prediction, names, sets=sets))
-                continue
-            opening = ("[\n" if rows == 1 else ",\n") if form == "json" else ""
-            print(opening + json_text(_record(prediction, names)), end="" if opening else "\n")
+            elif form == "json":
+                document.append(json_text(_record(prediction, names)))
+            else:
+                print(json_text(_record(prediction, names)))
         sys.stdout.flush()
     if form == "json":
-        print("\n]" if rows else "[]")
+        print("[\n" + ",\n".join(document) + "\n]" if document else "[]")
     return Total(rows, rejected)
+
+
+def _writer(form: str, names: Sequence[str], *, sets: bool) -> Any:
+    """A writer of CSV or TSV that has written the header."""
+    out = _Screen() if sys.stdout.isatty() else sys.stdout
+    writer = csv.writer(out, delimiter="," if form == "csv" else "\t", lineterminator="\n")
+    probabilities = [f"p({name})" for name in names]
+    writer.writerow(["row", "label", "probability", "error", *probabilities, *(["label_set"] if sets else [])])
+    return writer
+
+
+class _Screen:
+    """Standard output where it is a terminal: what is in a file as it was is here shown so that it cannot steer."""
+
+    def write(self, text: str) -> int:
+        """Print a part of a line."""
+        return sys.stdout.write(visible(text))
 
 
 def has_formulas(form: str, names: Sequence[str]) -> bool:

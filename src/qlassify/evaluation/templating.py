@@ -64,8 +64,8 @@ def _environment(**options: Any) -> Environment:
         between=between,
         score_name=wording.score_name,
         setting=lambda value: wording.number(value, SETTING_DIGITS),
-        label=lambda name: wording.shorten(str(name), MAX_NAME_CHARACTERS),
-        excerpt=lambda text: wording.shorten(str(text), MAX_EXAMPLE_CHARACTERS),
+        label=lambda name: wording.shorten(visible(str(name)), MAX_NAME_CHARACTERS),
+        excerpt=lambda text: wording.shorten(visible(str(text)), MAX_EXAMPLE_CHARACTERS),
         keep_units=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
         count=lambda count: "-" if count is None else f"{count:,}",
     )
