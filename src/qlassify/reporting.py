@@ -54,8 +54,8 @@ def write_assessment(
         directory: where to write; the run's ``evaluation`` folder when None.
     """
     directory = directory or folder.evaluation
-    directory.mkdir(parents=True, exist_ok=True)
     report = report_input(folder, pipeline, assessment, environment)
+    directory.mkdir(parents=True, exist_ok=True)
     runs.write_text(directory / REPORT, render_report(report))
     runs.write_text(directory / "MODEL_CARD.md", render_model_card(report))
     write_scores(directory, assessment)
@@ -75,6 +75,8 @@ def report_input(
     # Not the pipeline's: one that was loaded from a model folder knows nothing of how it was trained.
     run = read_settings(folder.config)
     data, plan = (runs.read_json(folder.file(name)) for name in ("data.json", "plan.json"))
+    for name, kind in (("files", list), ("label_counts", dict)):
+        runs.read_entry(folder.file("data.json"), name, kind)
     audit = data.get("audit") or {}
     contracts = plan.get("contracts") or {}
     trained = _trained_environment(folder, environment)

@@ -25,13 +25,14 @@ from bad_command_inputs import COMMANDS
 from bad_data_inputs import DATA
 from bad_inputs import BadInput, World
 from bad_model_inputs import MODELS
+from bad_run_inputs import RUNS
 from bad_setting_inputs import SETTINGS
 
 from qlassify import job
 from qlassify.cli.app import main
 from tiny_jobs import job_settings, make_rows, save_tiny_base, write_table
 
-ALL = (*DATA, *SETTINGS, *COMMANDS, *MODELS)
+ALL = (*DATA, *SETTINGS, *COMMANDS, *MODELS, *RUNS)
 SECONDS = 60
 """After which a case has hung; each takes less than one."""
 PARTS = {"error", "what", "where", "got", "wanted", "do", "exit_code"}
