@@ -10,6 +10,7 @@ import ast
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -146,12 +147,13 @@ def test_nothing_printed_steers_a_terminal(trained: Trained, command: Command, t
         command("evaluate", trained.run, trained.root / "no\x1b[31m\u202efile.csv"),
         command("train", trained.data, "--label", "\x1b]0;x\x07"),
         command("train", trained.data, "--epochs", "\x1b[2J"),
+        command("predict", trained.run, trained.root / os.fsdecode(b"no \xff name.csv"), "--json"),
     ]
     for done in calls:
         assert STEERING.search(done.out + done.err) is None
-    assert [done.code for done in calls] == [0] * 7 + [2] * 3
+    assert [done.code for done in calls] == [0] * 7 + [2] * 4
     assert r"\x1b[31m\u202efile.csv" in calls[7].err
-    tally("hostile texts printed", len(LABELS) * 7 + 3)
+    tally("hostile texts printed", len(LABELS) * 7 + 4)
 
 
 def test_labels_are_what_they_were(trained: Trained, command: Command) -> None:

@@ -27,7 +27,7 @@ from qlassify.cli import (
     train,
 )
 from qlassify.cli.printing import say, say_json
-from qlassify.cli.usage import USAGE_ERROR, usage_error
+from qlassify.cli.usage import HELPED, USAGE_ERROR, usage_error
 from qlassify.errors import QlassifyError
 from qlassify.version import __version__
 
@@ -90,7 +90,13 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except USAGE_ERROR as error:
-        _refuse(usage_error(error))
+        told = usage_error(error)
+        if told is HELPED:
+            sys.exit(told.exit_code)
+        _refuse(told)
+    except typer.Abort:  # Ctrl-C where nobody listens for it
+        say("qlassify: stopped", error=True)
+        sys.exit(130)
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise

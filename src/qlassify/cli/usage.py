@@ -19,12 +19,18 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for a command line that it cannot read. It gives the class no name of its own."""
 
 
+HELPED = ConfigError("nothing was asked for")
+"""Without any argument typer prints the help and raises an error without a word; there is nothing to add."""
+
+
 def usage_error(error: Any) -> ConfigError:
-    """The same mistake in our words.
+    """The same mistake in our words, or ``HELPED``.
 
     Args:
         error: a ``USAGE_ERROR``.
     """
+    if not error.format_message().strip():
+        return HELPED
     context = error.ctx
     verb = context.command_path if context is not None else "qlassify"
     message = " ".join(error.format_message().split()).rstrip(".")
@@ -38,7 +44,7 @@ def usage_error(error: Any) -> ConfigError:
     option = _option(error)
     if option is not None:
         message = re.sub(r"^Invalid value for [^:]+: ", "", message)
-    what = message[:1].lower() + message[1:] if message else "the command line cannot be read"
+    what = message[:1].lower() + message[1:]
     return ConfigError(what, where=option or verb, got=None if option is None else _given(option), do=do)
 
 
