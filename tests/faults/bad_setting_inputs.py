@@ -61,7 +61,7 @@ SETTINGS = (
         "unknown option training.epoch",
         "Did you mean training.epochs?",
     ),
-    _config("settings: a section that is a number", "training: 3\n", "training is 3"),
+    _config("settings: a section that is a number", "training: 3\n", "training is 3", "a section with options"),
     _config("settings: keys that are numbers", "1: 2\n", "unknown option 1"),
     _config("settings: a key that is a list", "? [a, b]\n: 1\n", "run.yaml"),
     _config("settings: a wrong type", "training:\n  epochs: many\n", "training.epochs is 'many'", "integer"),
@@ -74,7 +74,7 @@ SETTINGS = (
     ),
     _config("settings: infinity", "training:\n  learning_rate: .inf\n", "training.learning_rate is inf", "finite"),
     _config("settings: NaN", "training:\n  weight_decay: .nan\n", "training.weight_decay is nan", "finite"),
-    _config("settings: a huge number", f"seed: 1{'0' * 5000}\n", "run.yaml"),
+    _config("settings: a huge number", f"seed: 1{'0' * 5000}\n", "run.yaml", "thousands of digits"),
     _config("settings: a huge number of epochs", "training:\n  epochs: 1e300\n", "training.epochs"),
     _config("settings: another kind of file", "format: 2\nlabels: [a, b]\n", "unknown option"),
     _config(

@@ -84,6 +84,8 @@ def _in_short(error: Exception) -> str:
     """A parser's complaint in one line."""
     if isinstance(error, RecursionError):
         return "brackets nested too deeply"
+    if not isinstance(error, yaml.YAMLError):
+        return "a number of thousands of digits"
     return " ".join(str(error).replace('in "<unicode string>", ', "").split())[:300]
 
 

@@ -75,10 +75,15 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
     if item["type"] == "extra_forbidden":
         assert issubclass(cls, pydantic.BaseModel)
         known = _known_keys(cls)
+        if name in known and len(item["loc"]) > 2:
+            section, kind, option = (str(part) for part in item["loc"][:3])
+            return f"{name} is no option of {section}.kind={kind}", f"Leave {option} out, or take another kind."
         near = _nearest(name, known)
         return f"unknown option {name}", None if near is None else f"Did you mean {near}?"
     if item["type"] == "invalid_key":
         return f"unknown option {name}: names of options are words", None
+    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{name} is {item['input']!r}: it should be a section with options of its own", None
     if item["type"] == "union_tag_invalid":
         return _wrong_kind(name, item)
     message = str(item["msg"]).removeprefix("Value error, ")
