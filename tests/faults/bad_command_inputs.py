@@ -34,7 +34,12 @@ COMMANDS = (
     _good("one seed of several", "--seeds 1", "seeds"),
     _good("a negative seed", "--seed -3", "seed is -3"),
     _good("a limit below four tokens", "--max-length 2", "model.max_length is 2"),
-    _good("an option of another method", "--method ia3 --rank 4", "method.rank is no option of method.kind=ia3", "Leave rank out"),
+    _good(
+        "an option of another method",
+        "--method ia3 --rank 4",
+        "method.rank is no option of method.kind=ia3",
+        "Leave rank out",
+    ),
     _good("windows that overlap too much", "--long windows --max-length 8 --set model.window_overlap=8", "overlap"),
     _good("contradicting losses", "--focal-gamma 2 --set training.label_smoothing=0.1", "do not go together"),
     _good("an unknown tracker", "--track tensorbored", "tracking", "tensorboard"),
