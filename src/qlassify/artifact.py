@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from qlassify.classifier_record import checked_record
 from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
@@ -180,12 +181,11 @@ def read_record(directory: Path) -> ClassifierRecord:
     """
     path = directory / RECORD
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        verify_record(settings, path)
-        settings.pop(KEY, None)
-        if settings.pop("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-        settings.pop("qlassify")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict):
+            verify_record(document, path)
+            document.pop(KEY, None)
+        settings = checked_record(document, FORMAT, [field.name for field in fields(ClassifierRecord)])
         settings["labels"] = tuple(settings["labels"])
         if "long" in settings:
             settings["long"] = LongTexts(**settings["long"])
@@ -199,8 +199,13 @@ def read_record(directory: Path) -> ClassifierRecord:
             wanted=f"a run folder or a model folder with {RECORD}",
             do=_where_to_look(directory),
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
-        raise ModelError("cannot read the saved classifier", where=path, got=error) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        raise ModelError(
+            "cannot read the saved classifier",
+            where=path,
+            got=error,
+            do="Restore the file; how qlassify train writes it is in docs/run-folder.md.",
+        ) from None
 
 
 def require_undamaged(directory: Path) -> ClassifierRecord:
@@ -277,6 +282,7 @@ def load_classifier(
         backbone = base.backbone
         attachment = attach(backbone.model, read_adapter_config(directory), seed=0)
         load_adapter(attachment, directory)
+        require_room(record, directory, backbone)
         classifier = Classifier(backbone, load_head(record, directory, backbone), record.pooling).eval()
         encoder = TextEncoder.load(directory, record.max_length, record.long)
     return LoadedClassifier(record, classifier, attachment, encoder, base.source, base.placement)
@@ -322,6 +328,22 @@ def load_head(record: ClassifierRecord, directory: Path, backbone: Backbone) -> 
     head = head.to(backbone.device)
     copy_tensors(dict(head.named_parameters()), read_tensors(directory / HEAD), directory / HEAD)
     return head
+
+
+def require_room(record: ClassifierRecord, directory: Path, backbone: Backbone) -> None:
+    """Refuse a record whose longest text the base model has no positions for.
+
+    Raises:
+        ModelError: it was edited, or belongs to another model.
+    """
+    if backbone.max_positions is not None and record.max_length > backbone.max_positions:
+        raise ModelError(
+            "the saved classifier reads longer texts than its base model has positions for",
+            where=directory / RECORD,
+            got=f"max_length {record.max_length}",
+            wanted=f"at most {backbone.max_positions}",
+            do="Restore the file.",
+        )
 
 
 def _require_format(source: ModelSource, quant: QuantConfig | None) -> None:

@@ -177,7 +177,7 @@ def _scored_file(path: Path, name: str) -> Path:
 
 
 def _part(path: Path) -> str:
-    return str(runs.read_json(_scored_file(path, "metrics.json"))["evaluated_on"])
+    return runs.read_entry(_scored_file(path, "metrics.json"), "evaluated_on", str)
 
 
 def _scored_rows(path: Path) -> list[ScoredRow]:
@@ -261,8 +261,8 @@ def _training_files(path: Path) -> set[str]:
     folder, _ = run_of(path)
     if folder is None:
         return set()
-    files = runs.read_json(folder.file("data.json"))["files"]
-    return {file["sha256"] for file in files if file["part"] != "test"}
+    files = runs.read_entry(folder.file("data.json"), "files", list)
+    return {str(file.get("sha256")) for file in files if isinstance(file, dict) and file.get("part") != "test"}
 
 
 def _predict(path: Path, corpus: Corpus, *, base: str | None, device: str) -> list[ScoredRow]:
@@ -339,10 +339,10 @@ def _cost(path: Path) -> Cost:
     folder, _ = run_of(path)
     if folder is None or not folder.file("plan.json").is_file():
         return Cost(None, None, None, saved)
-    plan = runs.read_json(folder.file("plan.json"))
-    measured = plan["measured"] or {}
+    planned = runs.read_entry(folder.file("plan.json"), "planned", dict)
+    measured = runs.read_json(folder.file("plan.json")).get("measured") or {}
     return Cost(
-        plan["planned"]["trainable_parameters"],
+        planned.get("trainable_parameters"),
         measured.get("training_seconds"),
         measured.get("training_peak_memory_bytes"),
         saved,

@@ -172,7 +172,7 @@ def _type(name: str | None) -> AprType | None:
     kind = WRITABLE.get(name.lower())
     if kind is None or not (kind.decoded.is_floating_point):
         floats = [key for key, one in WRITABLE.items() if one.decoded.is_floating_point]
-        raise ConfigError("an unknown type", got=name, wanted=", ".join(floats))
+        raise ConfigError("an unknown type", where="--type", got=name, wanted=", ".join(floats))
     return kind
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qlassify.data.spreadsheet import guarded
 from qlassify.durable import write_text
 from qlassify.errors import ConfigError
 
@@ -94,5 +95,11 @@ def _write_records(path: Path, records: list[dict[str, Any]], *, paired: bool) -
     writer = csv.DictWriter(text, columns, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
     writer.writeheader()
     for one in records:
-        writer.writerow({key: "|".join(value) if isinstance(value, tuple) else value for key, value in one.items()})
+        writer.writerow({key: _cell(value) for key, value in one.items()})
     write_text(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """A cell of CSV: labels joined by a bar, and words that a spreadsheet would run guarded."""
+    joined = "|".join(value) if isinstance(value, tuple) else value
+    return guarded(joined) if isinstance(joined, str) else joined

@@ -16,12 +16,16 @@ to do about it. They are separate arguments so that no call site forgets one by 
 them (``error.as_dict()``) where a person reads the sentence. The alternative, a free-form string, ends in messages
 that name the problem and leave the remedy to a search engine.
 
+Passwords in addresses and tokens of the environment are taken out of every part (``masking``).
+
 Mistakes of ours (a broken invariant) are ``assert``s, never one of these.
 """
 
 from __future__ import annotations
 
 import signal
+
+from qlassify.masking import masked
 
 
 class QlassifyError(Exception):
@@ -46,11 +50,11 @@ class QlassifyError(Exception):
         wanted: object | None = None,
         do: str | None = None,
     ) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.got = None if got is None else str(got)
-        self.wanted = None if wanted is None else str(wanted)
-        self.do = do
+        self.what = masked(what)
+        self.where = None if where is None else masked(str(where))
+        self.got = None if got is None else masked(str(got))
+        self.wanted = None if wanted is None else masked(str(wanted))
+        self.do = None if do is None else masked(do)
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:

@@ -41,6 +41,7 @@ from qlassify.recording import Recorder, write_facts
 from qlassify.reporting import write_assessment
 from qlassify.run_notes import model_notes, token_notes, unused_notes
 from qlassify.runs import RunFolder
+from qlassify.terminal import visible
 from qlassify.tracking.tracker import TrackedRun
 from qlassify.tracking.trackers import Trackers, require_trackers
 from qlassify.training.checkpoint import CheckpointStore
@@ -162,8 +163,6 @@ def train(
     """
     started = time.perf_counter()
     asked = RunConfig.parse(settings)
-    if not asked.data.train:
-        raise ConfigError("no training data was given", where="data.train", wanted="a CSV, TSV, JSONL or Parquet file")
     require_trackers(asked.tracking)
     if out is not None:
         runs.require_new(out)
@@ -239,12 +238,14 @@ def _reserved(preparation: Preparation) -> AbstractContextManager[MemoryGuard]:
 
 def _tell(sentence: str) -> None:
     """A sentence about the ledger or a tracker, for whoever reads standard error."""
-    print(f"qlassify: {sentence}", file=sys.stderr)
+    print(visible(f"qlassify: {sentence}"), file=sys.stderr)
 
 
 def read_dataset(run: RunConfig) -> Dataset:
     """Read, label and split the files of a run; the columns of slices only from the file that is scored."""
     data = run.data
+    if not data.train:
+        raise ConfigError("no training data was given", where="data.train", wanted="a CSV, TSV, JSONL or Parquet file")
     scored = data.test or data.eval or data.train
 
     def read(path: str) -> Corpus:
@@ -303,7 +304,8 @@ def require_same_data(folder: RunFolder, dataset: Dataset) -> None:
     """The files are still those that the run began with, if it had come far enough to record them."""
     if not folder.file("data.json").is_file():
         return
-    known = {file["part"]: file["sha256"] for file in runs.read_json(folder.file("data.json"))["files"]}
+    recorded = runs.read_entry(folder.file("data.json"), "files", list)
+    known = {file.get("part"): file.get("sha256") for file in recorded if isinstance(file, dict)}
     for file in dataset.facts()["files"]:
         if known.get(file["part"]) != file["sha256"]:
             raise CheckpointError(

@@ -290,6 +290,7 @@ class ClassifyPipeline(StepwisePipeline):
                 layer(run.model_dump(), recommend.recommended_settings(self.facts(dataset), run.method))
             )
         require_possible(run.evaluation, labels)
+        require_score(run.training.selection_metric, labels.names, multi_label=labels.multi_label)
         return self.prepare(labels, run, label_counts(dataset.train.targets, len(labels)))
 
     def facts(self, dataset: Dataset) -> recommend.Facts:
@@ -331,7 +332,6 @@ class ClassifyPipeline(StepwisePipeline):
     ) -> TrainingLoop | ProbeSolver:
         """What trains on a data set's training rows and scores its validation rows: a loop, or a probe's solver."""
         trainable, training, method = self.trainable, self.run.training, self.run.method
-        require_score(training.selection_metric, self.labels.names, multi_label=self.labels.multi_label)
         if isinstance(method, ProbeConfig):
             return probe_solver(
                 trainable, dataset, encoded, penalties=method.penalties, config=training, metrics=self._metrics

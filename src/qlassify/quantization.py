@@ -12,10 +12,11 @@ from torch import Tensor
 from qlassify.config.quant import QuantConfig
 from qlassify.durable import whole_folder
 from qlassify.errors import ConfigError
-from qlassify.models.backbone import load_model, require_whole
+from qlassify.models.backbone import load_model
 from qlassify.models.file_base import is_file_base
 from qlassify.models.quantized import save_quantized
 from qlassify.models.source import resolve
+from qlassify.models.whole import require_whole
 from qlassify.quant.linear import low_bit_layers
 
 
@@ -73,7 +74,7 @@ def quantize_model(base: str, directory: Path, config: QuantConfig | None = None
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
     model, info, error = load_model(source.directory, None, config)
-    require_whole(info, source.directory)
+    require_whole(model, info, source.directory)
     layers = low_bit_layers(model)
     tensors = unshared(model.state_dict())
     relative = 0.0 if error is None else error.relative

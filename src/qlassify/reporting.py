@@ -85,6 +85,8 @@ def report_input(
     # Not the pipeline's: one that was loaded from a model folder knows nothing of how it was trained.
     run = read_settings(folder.config)
     data, plan = (runs.read_json(folder.file(name)) for name in ("data.json", "plan.json"))
+    for name, kind in (("files", list), ("label_counts", dict)):
+        runs.read_entry(folder.file("data.json"), name, kind)
     audit = data.get("audit") or {}
     contracts = plan.get("contracts") or {}
     trained = _trained_environment(folder, environment)

@@ -31,12 +31,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qlassify.durable import write_text
 from qlassify.errors import CheckpointError, ConfigError
 from qlassify.run_lock import LOCK, clear_leavings, own_run, require_free
 from qlassify.version import __version__
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +191,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("cannot read a file of the run", where=path, got=error) from None
+    if not isinstance(value, dict):
+        raise ConfigError("cannot read a file of the run", where=path, got=f"a {type(value).__name__}, not an object")
     return value
+
+
+def read_entry(path: Path, name: str, kind: type[Kind]) -> Kind:
+    """One entry of what ``write_json`` wrote.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or has no such entry of that kind.
+    """
+    found = read_json(path).get(name)
+    if not isinstance(found, kind):
+        raise ConfigError(
+            "cannot read a file of the run", where=path, got=f"{name} {found!r}", wanted=f"a {kind.__name__}"
+        )
+    return found
 
 
 class EventLog:

@@ -18,7 +18,7 @@ from qlassify.config.run import DataConfig, RunConfig
 from qlassify.data.corpus import ReadOptions, read_corpus
 from qlassify.data.dataset import Dataset, label_rows
 from qlassify.data.rows import RowChunk, iter_text_rows
-from qlassify.errors import QlassifyError, StorageError
+from qlassify.errors import ConfigError, QlassifyError, StorageError
 from qlassify.evaluation.decision import Answer, named_sets
 from qlassify.job import read_dataset, read_options, require_same_data
 from qlassify.pipeline import ClassifyPipeline
@@ -98,6 +98,8 @@ def evaluate_run(
         out: folder for scores, predictions and report; ``RUN/evaluation/<file>`` when None. For a model folder scores
             and predictions are written if it is given; a report needs the run.
     """
+    if out is not None:
+        _require_folder(out)
     pipeline = ClassifyPipeline.load(path, device=device, base=base)
     folder, run = run_of(path)
     corpus = read_corpus(data, reading_options(run, reading))
@@ -133,6 +135,19 @@ def evaluate_run(
         )
         report = None if REPORT in unwritten.as_dict() else directory / REPORT
     return Evaluation(assessment, directory, report, unwritten.as_dict())
+
+
+def _require_folder(path: Path) -> None:
+    """Refuse a place where no folder can be, before anything is computed that would be lost there."""
+    nearest = next((one for one in (path, *path.parents) if one.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise ConfigError(
+            "cannot write scores there",
+            where=path,
+            got=f"{nearest}, which is a file",
+            wanted="a folder, new or old",
+            do="Choose another with --out.",
+        )
 
 
 READING = ("text", "text_pair", "label", "label_separator", "header", "multi_label")

@@ -35,7 +35,9 @@ def test_the_command_lists_its_verbs(command: Command) -> None:
 
 def test_without_arguments_it_helps(command: Command) -> None:
     done = command()
+    assert done.code == 2
     assert "train" in done.out + done.err
+    assert "qlassify:" not in done.err
     assert "Traceback" not in done.err
 
 

@@ -20,7 +20,7 @@ ROOT = Path(qlassify.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = {
-    0: {"errors", "seeding", "version", "demo_corpus", "durable"},
+    0: {"errors", "masking", "seeding", "terminal", "version", "demo_corpus", "durable"},
     1: {"config", "contracts", "kernels"},
     2: {"quant", "formats", "data", "planning"},
     3: {"methods", "models"},
@@ -45,6 +45,7 @@ LAYERS = {
         "assessment",
         "reporting",
         "artifact",
+        "classifier_record",
         "digests",
         "recording",
         "run_notes",

@@ -132,7 +132,7 @@ def test_a_tool_that_fails_is_told_once_and_switched_off(
     (sentence,) = told
     assert sentence.startswith("mlflow is switched off, the run goes on without it: ")
     if when != "start":
-        assert sentence.endswith("RuntimeError: gone: https://host/path"), "one line, no password"
+        assert sentence.endswith("RuntimeError: gone: https://***@host/path"), "one line, no password"
     assert [one[0] for one in made["wandb"].said] == ["log", "log", "end", "close"], "the other one goes on"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -29,7 +28,9 @@ from qlassify.cli import (
     quantize,
     train,
 )
+from qlassify.cli.printing import say, say_json
 from qlassify.cli.signals import handled, let_end
+from qlassify.cli.usage import HELPED, USAGE_ERROR, usage_error
 from qlassify.errors import Interrupted, QlassifyError, StopNow
 from qlassify.version import __version__
 
@@ -101,12 +102,20 @@ def _run() -> None:
             from qlassify.cli.trouble import require_room_for_libraries
 
             require_room_for_libraries()
-        app()
+        sys.exit(app(standalone_mode=False))
     except SystemExit:
         sys.stdout.flush()  # what cannot be printed is to be told here and not in the interpreter's last moments
         raise
     except StopNow as stopped:
         end(Interrupted(stopped.signal_number, "nothing more was written"))
+    except USAGE_ERROR as error:
+        told = usage_error(error)
+        if told is HELPED:
+            sys.exit(told.exit_code)
+        end(told)
+    except typer.Abort:  # Ctrl-C where nobody listens for it
+        say("qlassify: stopped", error=True)
+        sys.exit(130)
     except QlassifyError as error:
         if "--debug" in sys.argv:
             raise
@@ -142,7 +151,7 @@ def end(problem: QlassifyError) -> NoReturn:
         let_end()
     with contextlib.suppress(OSError):  # where nothing can be printed, the sentence and the exit code still say it
         if "--json" in sys.argv:
-            print(json.dumps(problem.as_dict(), ensure_ascii=False))
+            say_json(problem.as_dict())
     flush_output()
-    print(f"qlassify: {problem}", file=sys.stderr)
+    say(f"qlassify: {problem}", error=True)
     sys.exit(problem.exit_code)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.printing import say, say_json
 
 if TYPE_CHECKING:
     from qlassify.calibrating import Calibration
@@ -75,11 +76,9 @@ def calibrate(
     )
     result = calibrate_run(run, data, reading, wanted, base=base, device=device or "auto")
     if json:
-        import json as json_module
-
-        print(json_module.dumps(result.as_dict(), ensure_ascii=False))
+        say_json(result.as_dict())
     elif quiet:
-        print(result.directory)
+        say(result.directory)
     else:
         _show(result, run)
 
@@ -87,22 +86,22 @@ def calibrate(
 def _show(result: Calibration, run: Path) -> None:
     """A few lines for a person."""
     rule, before, after = result.rule, result.before.values, result.after.values
-    print(f"rows         {result.after.num_rows} {result.part} rows; the scores below are of these rows")
-    print(f"temperature  {rule.temperature:.3f} (was {result.former.temperature:.3f})")
+    say(f"rows         {result.after.num_rows} {result.part} rows; the scores below are of these rows")
+    say(f"temperature  {rule.temperature:.3f} (was {result.former.temperature:.3f})")
     for name in ("ece", "log_loss", "macro_f1"):
         old, new = before.get(name), after.get(name)
         if old is not None and new is not None:
-            print(f"{name.replace('_', ' '):12} {old:.4f} -> {new:.4f}")
+            say(f"{name.replace('_', ' '):12} {old:.4f} -> {new:.4f}")
     if rule.thresholds is not None:
-        print(f"thresholds   {min(rule.thresholds):.3f} to {max(rule.thresholds):.3f}, one per label")
+        say(f"thresholds   {min(rule.thresholds):.3f} to {max(rule.thresholds):.3f}, one per label")
     if rule.positive is not None:
-        print(f"positive     {result.labels[rule.positive.index]} from a probability of {rule.positive.threshold:.3f}")
+        say(f"positive     {result.labels[rule.positive.index]} from a probability of {rule.positive.threshold:.3f}")
     if rule.coverage is not None:
-        print(f"label sets   every class from {rule.set_floor:.4f} on, for a coverage of {rule.coverage:.0%}")
+        say(f"label sets   every class from {rule.set_floor:.4f} on, for a coverage of {rule.coverage:.0%}")
     if rule.abstain_below is not None:
-        print(f"abstains     below a probability of {rule.abstain_below:g}")
+        say(f"abstains     below a probability of {rule.abstain_below:g}")
     for note in result.notes:
-        print(f"note         {note}")
-    print(f"saved        {result.directory}")
-    print("\nnext:")
-    print(f"  qlassify evaluate {run} FILE")
+        say(f"note         {note}")
+    say(f"saved        {result.directory}")
+    say("\nnext:")
+    say(f"  qlassify evaluate {run} FILE")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.printing import say_json
 
 if TYPE_CHECKING:
     from qlassify.contracts.rule import Contract
@@ -18,14 +19,12 @@ def contracts(
     debug: options.Debug = False,
 ) -> None:
     """List the rules that settings are checked against, or explain one: thresholds, sources, examples, remedy."""
-    import json as json_module
-
     from qlassify.contracts import registry
 
     chosen = None if contract is None else registry.contract(contract)
     if json:
         document = [_record(one) for one in registry.CONTRACTS] if chosen is None else _record(chosen)
-        print(json_module.dumps(document, ensure_ascii=False))
+        say_json(document)
     elif chosen is None:
         _show_all(registry.CONTRACTS)
     else:
@@ -57,10 +56,10 @@ def _record(contract: Contract[Any]) -> dict[str, Any]:
 
 
 def _show_all(contracts: tuple[Contract[Any], ...]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from qlassify.cli.console import make_console
     from qlassify.contracts.wording import severities
 
     table = Table(box=None, pad_edge=False)
@@ -72,19 +71,19 @@ def _show_all(contracts: tuple[Contract[Any], ...]) -> None:
             subject = one.subject
             table.add_row("", "", Text(subject, style="bold"))
         table.add_row(Text(one.id), Text(severities(one)), Text(one.title))
-    console = Console(highlight=False, markup=False)
+    console = make_console()
     console.print(table)
     console.print("\nqlassify contracts ID explains one.")
 
 
 def _explain(contract: Contract[Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from qlassify.cli.console import make_console
     from qlassify.contracts.wording import explain
 
-    console = Console(highlight=False, markup=False)
+    console = make_console()
     console.print(Text(f"{contract.id}  {contract.title}", style="bold"))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")

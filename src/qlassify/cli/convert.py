@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.printing import say, say_json
 
 SHOWN_NAMES = 3
 
@@ -21,17 +22,16 @@ def convert(
     debug: options.Debug = False,
 ) -> None:
     """Write the base model SOURCE as TARGET, tensor by tensor, and say what was lost on the way."""
-    import json as json_module
     import sys
 
-    from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from qlassify.cli.console import make_console
     from qlassify.conversion import convert_to_apr, convert_to_directory
     from qlassify.errors import ConfigError
     from qlassify.planning.plan import human_bytes
 
-    bar = Progress(console=Console(stderr=True), transient=True, disable=json or quiet or not sys.stderr.isatty())
+    bar = Progress(console=make_console(stderr=True), transient=True, disable=json or quiet or not sys.stderr.isatty())
     task: TaskID = bar.add_task("tensors", total=None)
 
     def tell(name: str, number: int, count: int) -> None:
@@ -46,16 +46,16 @@ def convert(
         else:
             result = convert_to_directory(Path(source), target, progress=tell)
     if json:
-        print(json_module.dumps(result.as_dict(), ensure_ascii=False))
+        say_json(result.as_dict())
         return
     if quiet:
-        print(result.path)
+        say(result.path)
         return
-    print(f"tensors   {result.tensors}")
-    print(f"size      {human_bytes(result.source_bytes)} -> {human_bytes(result.bytes)}")
+    say(f"tensors   {result.tensors}")
+    say(f"size      {human_bytes(result.source_bytes)} -> {human_bytes(result.bytes)}")
     more = f" and {len(result.lossy) - SHOWN_NAMES} more" if len(result.lossy) > SHOWN_NAMES else ""
     names = f": {', '.join(result.lossy[:SHOWN_NAMES])}{more}" if result.lossy else ""
-    print(f"rounded   {len(result.lossy)} tensors{names}" if names else "rounded   nothing; every number is the same")
+    say(f"rounded   {len(result.lossy)} tensors{names}" if names else "rounded   nothing; every number is the same")
     for note in result.notes:
-        print(f"note      {note}")
-    print(f"\nnext:\n  qlassify inspect {result.path}\n  qlassify train DATA --base {result.path}")
+        say(f"note      {note}")
+    say(f"\nnext:\n  qlassify inspect {result.path}\n  qlassify train DATA --base {result.path}")

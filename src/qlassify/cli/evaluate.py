@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.printing import say
 from qlassify.cli.train import end_with
 
 
@@ -60,11 +60,11 @@ def open_in_browser(report: Path | None) -> None:
 
     if report is None:
         why = "this is a model folder without its run, and only a run knows its plan, its data and its curves"
-        print(f"qlassify: there is no report to open: {why}. Give the run folder.", file=sys.stderr)
+        say(f"qlassify: there is no report to open: {why}. Give the run folder.", error=True)
         return
     try:
         opened = webbrowser.open(report.resolve().as_uri())
     except webbrowser.Error:
         opened = False
     if not opened:
-        print(f"qlassify: no browser was found; the report is {report.resolve()}", file=sys.stderr)
+        say(f"qlassify: no browser was found; the report is {report.resolve()}", error=True)

@@ -9,6 +9,7 @@ import typer
 
 from qlassify.cli import options
 from qlassify.cli.options import MODEL
+from qlassify.cli.printing import say, say_json
 
 
 def export(
@@ -31,8 +32,6 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Write RUN to DIRECTORY in another library's format, loaded there and compared before it is kept."""
-    import json as json_module
-
     from qlassify.export.exporting import export_classifier
     from qlassify.export.readme import check_lines
     from qlassify.planning.plan import human_bytes
@@ -40,17 +39,17 @@ def export(
     chosen: dict[str, Any] = {"format": format, "precision": precision, "into": into}
     result = export_classifier(run, directory, base=base, **chosen)
     if json:
-        print(json_module.dumps(result.as_dict(), ensure_ascii=False))
+        say_json(result.as_dict())
         return
     if quiet:
-        print(directory)
+        say(directory)
         return
-    print(f"format  {result.format}, loads with {result.loads_with}")
+    say(f"format  {result.format}, loads with {result.loads_with}")
     for note in result.notes:
-        print(f"note    {note}")
+        say(f"note    {note}")
     for sentence in check_lines(result.check):
-        print(f"check   {sentence}")
+        say(f"check   {sentence}")
     for name, size in result.files.items():
-        print(f"file    {name}  {human_bytes(size)}")
-    print(f"saved   {directory}\n\nnext:\n")
-    print(result.snippet)
+        say(f"file    {name}  {human_bytes(size)}")
+    say(f"saved   {directory}\n\nnext:\n")
+    say(result.snippet)

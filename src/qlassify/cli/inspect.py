@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.printing import say, say_json
 
 if TYPE_CHECKING:
     from qlassify.inspection import FileFacts, Inspection
@@ -26,14 +27,11 @@ def inspect(
     debug: options.Debug = False,
 ) -> None:
     """Say what a model file holds: versions, geometry, tensors, types, checksums. Nothing is loaded."""
-    import json as json_module
-
     from qlassify.inspection import inspect as look_at
 
     found = look_at(path, verify=verify)
     if json:
-        # Escaped, unlike elsewhere: names come from outside, and some have no form in a terminal's encoding.
-        print(json_module.dumps(found.as_dict()))
+        say_json(found.as_dict())
         return
     _print_summary(found)
     for file in found.files:
@@ -44,27 +42,27 @@ def _print_summary(found: Inspection) -> None:
     from qlassify.planning.plan import human_bytes, human_count
 
     types = ", ".join(f"{name} {human_bytes(nbytes)}" for name, nbytes in found.bytes_by_type.items())
-    print(f"kind      {found.kind}")
-    print(f"tensors   {found.num_tensors}, {human_count(found.num_numbers)} numbers: {types or 'none'}")
+    say(f"kind      {found.kind}")
+    say(f"tensors   {found.num_tensors}, {human_count(found.num_numbers)} numbers: {types or 'none'}")
     if found.quantization is not None:
-        print(f"low-bit   {found.quantization}")
+        say(f"low-bit   {found.quantization}")
     for key, value in (found.settings or {}).items():
-        print(f"          {_short(key)}: {_short(value)}")
+        say(f"          {_short(key)}: {_short(value)}")
 
 
 def _print_file(file: FileFacts, *, tensors: bool) -> None:
     from qlassify.planning.plan import human_bytes
 
     flags = f", {' '.join(file.flags)}" if file.flags else ""
-    print(f"\nfile      {file.path}: {file.format}, {human_bytes(file.bytes)}{flags}")
+    say(f"\nfile      {file.path}: {file.format}, {human_bytes(file.bytes)}{flags}")
     for name, value in file.checksums.items():
-        print(f"checksum  {name}: {value}")
+        say(f"checksum  {name}: {value}")
     for key, value in file.metadata.items():
-        print(f"metadata  {_short(key)}: {_short(value)}")
+        say(f"metadata  {_short(key)}: {_short(value)}")
     if tensors:
         for tensor in file.tensors:
             shape = " x ".join(str(size) for size in tensor.shape) or "one number"
-            print(f"{tensor.dtype:<9} {_printable(tensor.name)}  {shape}  {human_bytes(tensor.bytes)}")
+            say(f"{tensor.dtype:<9} {_printable(tensor.name)}  {shape}  {human_bytes(tensor.bytes)}")
 
 
 def _printable(text: str) -> str:

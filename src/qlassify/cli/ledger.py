@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlassify.cli import options
+from qlassify.cli.printing import say, say_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,21 +27,18 @@ def ledger(
     debug: options.Debug = False,
 ) -> None:
     """Show the memory of this machine, what is reserved of it and by whom, and who waits."""
-    import json as json_module
-    import sys
-
     from qlassify.planning.ledger import Ledger
     from qlassify.planning.ledger_location import ledger_path, off_reason
 
     off = off_reason()
     if off is not None:
-        print(json_module.dumps({"off": off}) if json else off)
+        say_json({"off": off}) if json else say(off)
         return
-    book = Ledger(ledger_path(), tell=lambda sentence: print(f"qlassify: {sentence}", file=sys.stderr))
+    book = Ledger(ledger_path(), tell=lambda sentence: say(f"qlassify: {sentence}", error=True))
     view = book.prune() if prune else book.view()
     balances, note = _balances(book, view)
     if json:
-        print(json_module.dumps(_record(book, view, balances, note), ensure_ascii=False))
+        say_json(_record(book, view, balances, note))
     else:
         _show(book, view, balances, note)
 
@@ -97,11 +95,10 @@ def _record(book: Ledger, view: LedgerView, balances: list[Balance], note: str |
 
 
 def _show(book: Ledger, view: LedgerView, balances: list[Balance], note: str | None) -> None:
-    from rich.console import Console
-
+    from qlassify.cli.console import make_console
     from qlassify.planning.plan import human_bytes
 
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = make_console(soft_wrap=True)
     devices = _table("device", "name", "total", "capacity", "reserved", "free now", "available")
     for one in balances:
         sizes = (one.device.total_bytes, one.device.capacity_bytes, one.claimed_bytes, one.free_bytes or 0)

@@ -10,6 +10,7 @@ import typer
 
 from qlassify.cli import options
 from qlassify.cli.options import READING
+from qlassify.cli.printing import say
 from qlassify.errors import ConfigError
 
 
@@ -73,4 +74,6 @@ def predict(
     chunks = scoring.predict_file(pipeline, run, source or "-", reading, sets=sets)
     total = lines.write_lines(chunks, form or "jsonl", pipeline.labels.names, sets=sets)
     if not quiet:
-        print(f"{total.rows} rows predicted, {total.rejected} rejected", file=sys.stderr)
+        say(f"{total.rows} rows predicted, {total.rejected} rejected", error=True)
+        if lines.has_formulas(form or "jsonl", pipeline.labels.names):
+            say("labels that a spreadsheet would run have an apostrophe in front; --output jsonl has none", error=True)

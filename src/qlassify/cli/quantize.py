@@ -9,6 +9,7 @@ import typer
 
 from qlassify.cli import options
 from qlassify.cli.options import MODEL
+from qlassify.cli.printing import say, say_json
 
 
 def quantize(
@@ -32,25 +33,21 @@ def quantize(
 
     config = QuantConfig.parse(options.given(kind=kind, group_size=group_size, double=double, zero_point=zero_point))
 
-    import json as json_module
-
     from qlassify.planning.plan import human_bytes, human_count
     from qlassify.quantization import quantize_model
 
     result = quantize_model(base, directory, config)
     if json:
-        print(json_module.dumps(result.as_dict()))
+        say_json(result.as_dict())
         return
     if not quiet:
-        print(f"format    {result.format}")
-        print(f"low-bit   {human_count(result.num_low_bit)} weights of {result.layers} linear layers")
-        print(f"as it was {human_count(result.num_other)} numbers: embeddings, norms, biases")
-        print(f"error     {100 * result.relative_error:.2f} % of the weights' size (root mean square)")
+        say(f"format    {result.format}")
+        say(f"low-bit   {human_count(result.num_low_bit)} weights of {result.layers} linear layers")
+        say(f"as it was {human_count(result.num_other)} numbers: embeddings, norms, biases")
+        say(f"error     {100 * result.relative_error:.2f} % of the weights' size (root mean square)")
         ratio = result.source_bytes / result.bytes
-        print(
-            f"size      {human_bytes(result.source_bytes)} -> {human_bytes(result.bytes)} ({ratio:.2f} times smaller)"
-        )
-        print("\nnext:")
-        print(f"  qlassify train DATA --base {directory}")
+        say(f"size      {human_bytes(result.source_bytes)} -> {human_bytes(result.bytes)} ({ratio:.2f} times smaller)")
+        say("\nnext:")
+        say(f"  qlassify train DATA --base {directory}")
     else:
-        print(directory)
+        say(directory)

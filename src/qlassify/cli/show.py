@@ -5,7 +5,6 @@ Off a terminal the bar becomes a plain line per evaluation. With ``--json`` only
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from qlassify.cli.console import make_console
+from qlassify.cli.printing import say_json
 from qlassify.config.method import ProbeConfig
 from qlassify.contracts.rule import Severity
 from qlassify.evaluation.decision_words import decision_lines
@@ -57,7 +58,7 @@ class TrainView:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self.silent = as_json or quiet
-        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        self.console = make_console(soft_wrap=True)
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._loss = 0.0
@@ -215,7 +216,7 @@ class TrainView:
                 **as_json(event.assessment),
                 "next": list(commands),
             }
-            print(json.dumps(record, ensure_ascii=False))
+            say_json(record)
             return
         print_assessment(self.console, event.assessment)
         for note in minority_notes(event.assessment.metrics):  # the other notes were told before training
@@ -259,10 +260,9 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> No
     assessment, directory = evaluation.assessment, evaluation.directory
     if as_json:
         written_to = None if directory is None else str(directory)
-        record = {**to_json(assessment), "written_to": written_to, "unwritten": dict(evaluation.unwritten)}
-        print(json.dumps(record, ensure_ascii=False))
+        say_json({**to_json(assessment), "written_to": written_to, "unwritten": dict(evaluation.unwritten)})
         return
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = make_console(soft_wrap=True)
     print_assessment(console, assessment)
     if not quiet:
         for note in assessment.notes:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qlassify.cli.console import make_console
+from qlassify.cli.printing import say_json
 from qlassify.comparing import RunComparison
 from qlassify.comparing import as_json as comparison_as_json
 from qlassify.differences import Difference
@@ -33,7 +33,7 @@ def show_comparison(found: RunComparison, written_to: Path | None, *, as_json: b
         return
     # In a file or a pipe there is no width to keep to, and a table cut at 80 columns says little.
     width = None if sys.stdout.isatty() else 160
-    console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
+    console = make_console(soft_wrap=True, width=width)
     console.print(f"A  {visible(str(found.a))}\nB  {visible(str(found.b))}\n")
     console.print(_scores(found))
     console.print(verdict_words(found.result))
@@ -56,7 +56,7 @@ def show_comparison(found: RunComparison, written_to: Path | None, *, as_json: b
 
 def _print_json(found: RunComparison, written_to: Path | None) -> None:
     record = {**comparison_as_json(found), "written_to": None if written_to is None else str(written_to)}
-    print(json.dumps(record, ensure_ascii=False))
+    say_json(record)
 
 
 def visible(text: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qlassify.cli.console import make_console
+from qlassify.cli.printing import say_json
 from qlassify.contracts.rule import Severity
 from qlassify.data.dataset import Dataset
 from qlassify.errors import QlassifyError
@@ -33,8 +33,8 @@ class PlanView:
         self.quiet = quiet
         # In a file or a pipe there is no width to keep to, and a table cut at 80 columns says little.
         width = None if sys.stdout.isatty() else 120
-        self.console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        self.console = make_console(soft_wrap=True, width=width)
+        self.errors = make_console(stderr=True, soft_wrap=True)
 
     def progress(self, prospect: Prospect) -> None:
         """Say that a method is done, while others are still being planned."""
@@ -60,7 +60,7 @@ class PlanView:
                 "methods": [one.as_dict() for one in found],
                 "refusal": None if refusal is None else refusal.as_dict(),
             }
-            print(json.dumps(record, ensure_ascii=False))
+            say_json(record)
             return
         able = [one for one in found if one.preparation is not None]
         if not self.quiet and able:

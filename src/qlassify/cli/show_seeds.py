@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Self
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qlassify.cli.console import make_console
+from qlassify.cli.printing import say_json
 from qlassify.cli.show import TrainView
 from qlassify.evaluation.wording import score_name
 from qlassify.repeating import RepeatEvent, SeedDoneEvent, SeedEvent, SeedResult, SeedsFinishedEvent, Spread, as_json
@@ -33,7 +33,7 @@ class SeedsView:
         self.quiet = quiet
         # In a file or a pipe there is no width to keep to, and a table cut at 80 columns says little.
         width = None if sys.stdout.isatty() else 120
-        self.console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
+        self.console = make_console(soft_wrap=True, width=width)
         self._view = TrainView(as_json=as_json, quiet=quiet)
 
     def __enter__(self) -> Self:
@@ -72,7 +72,7 @@ class SeedsView:
                 **as_json(seeds, list(event.results), event.notes),
                 "next": list(commands),
             }
-            print(json.dumps(record, ensure_ascii=False))
+            say_json(record)
             return
         self.console.print()
         self.console.print(_table(event))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from qlassify.cli import options
 from qlassify.cli.options import TRAINING
+from qlassify.cli.printing import say
 from qlassify.cli.signals import asking, require_no_request
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _shown(view: TrainView, event: JobEvent) -> bool:
         raise  # the reader has gone, which is its way to say stop
     except OSError as error:
         silence_output()
-        print(f"qlassify: standard output cannot be written ({error}); training goes on", file=sys.stderr)
+        say(f"qlassify: standard output cannot be written ({error}); training goes on", error=True)
         return False
     return True
 
@@ -145,7 +145,7 @@ def _shown(view: TrainView, event: JobEvent) -> bool:
 def end_with(problem: StorageError | None) -> None:
     """After the result: exit code 1 and a sentence on standard error if something of it could not be written."""
     if problem is not None:
-        print(f"qlassify: {problem}", file=sys.stderr)
+        say(f"qlassify: {problem}", error=True)
         raise typer.Exit(problem.exit_code)
 
 

@@ -75,8 +75,15 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
     if item["type"] == "extra_forbidden":
         assert issubclass(cls, pydantic.BaseModel)
         known = _known_keys(cls)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        return f"unknown option {name}", f"Did you mean {close[0]}?" if close else None
+        if name in known and len(item["loc"]) > 2:
+            section, kind, option = (str(part) for part in item["loc"][:3])
+            return f"{name} is no option of {section}.kind={kind}", f"Leave {option} out, or take another kind."
+        near = _nearest(name, known)
+        return f"unknown option {name}", None if near is None else f"Did you mean {near}?"
+    if item["type"] == "invalid_key":
+        return f"unknown option {name}: names of options are words", None
+    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{name} is {item['input']!r}: it should be a section with options of its own", None
     if item["type"] == "union_tag_invalid":
         return _wrong_kind(name, item)
     message = str(item["msg"]).removeprefix("Value error, ")
@@ -84,6 +91,15 @@ def _describe(cls: type, item: Any) -> tuple[str, str | None]:
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):
         return message, None  # about several options of a section, which it names itself
     return f"{name} is {item['input']!r}: {message}", None
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """The option that may have been meant: of that name in another section, or begun like that, or spelled alike."""
+    last = name.rpartition(".")[2]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == last]
+    longer = [other for other in known if other.startswith(name.rstrip("s"))]
+    alike = elsewhere or longer or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return alike[0] if alike else None
 
 
 def _wrong_kind(name: str, item: Any) -> tuple[str, str | None]:

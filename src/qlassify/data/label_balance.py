@@ -7,6 +7,7 @@ around a label never get as far as this; they are stripped when the file is read
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,15 +70,15 @@ class LabelBalance:
         found = []
         train = self.counts["train"]
         for names in self.spelled_alike:
-            each = ", ".join(f"{name!r} ({counted(train[name], 'row')})" for name in names)
-            what = f"{len(names)} labels differ only in letter case, blanks or hyphens: {each}."
+            each = ", ".join(f"{_spelled(name)} ({counted(train[name], 'row')})" for name in names)
+            what = f"{len(names)} labels differ only in letter case, blanks, hyphens or Unicode form: {each}."
             found.append(Finding("labels", WARNING, what, "If they mean the same, give them one name."))
         for part, entries in self.unknown_alike.items():
             for unknown, known, rows in entries:
                 what = (
-                    f"{counted(rows, f'{named(part)} row')} with the label {unknown!r} "
-                    f"{verb(rows, 'was', 'were')} left out; training has {known!r}, which differs only in letter "
-                    "case, blanks or hyphens."
+                    f"{counted(rows, f'{named(part)} row')} with the label {_spelled(unknown)} "
+                    f"{verb(rows, 'was', 'were')} left out; training has {_spelled(known)}, which differs only in "
+                    "letter case, blanks, hyphens or Unicode form."
                 )
                 found.append(Finding("labels", WARNING, what, "Give them one name."))
         return found
@@ -165,4 +166,12 @@ def _unknown_alike(dataset: Dataset, known: Mapping[str, str]) -> dict[str, tupl
 
 
 def _folded(name: str) -> str:
-    return normalised_text(name.replace("_", " ").replace("-", " "))
+    """What two spellings of one name have in common; characters without a shape count for nothing."""
+    compatible = unicodedata.normalize("NFKC", name)
+    shaped = "".join(one for one in compatible if unicodedata.category(one) != "Cf")
+    return normalised_text(shaped.replace("_", " ").replace("-", " "))
+
+
+def _spelled(name: str) -> str:
+    """A name in quotes; one that is written like others and is another is spelled by its characters' numbers."""
+    return repr(name) if unicodedata.normalize("NFC", name) == name and name.isprintable() else ascii(name)

@@ -102,7 +102,11 @@ def stratified_split(
     if not held_out.any():
         do = "Give a validation file, or more rows"
         raise DataError(
-            "nothing can be held out: every text is the only one of a class", got=f"{len(texts)} rows", do=do
+            "nothing can be held out for validation: every text is the only one of a class",
+            where="the training rows",
+            got=f"{len(texts)} rows",
+            wanted="a class of two different texts or more",
+            do=do,
         )
     out = np.empty(len(texts), bool)
     out[groups.rows.order] = np.repeat(held_out, groups.rows.sizes)

@@ -90,6 +90,15 @@ def require_possible(settings: EvaluationConfig, labels: LabelMap) -> None:
             got=settings.positive,
             wanted=" or ".join(labels.names),
         )
+    if settings.threshold != "tuned" and settings.positive is None and not labels.multi_label:
+        raise ConfigError(
+            "a threshold is for several labels per text, or for the positive class of two",
+            where="evaluation.threshold",
+            got=settings.threshold,
+            do="Leave it out, or name the class with evaluation.positive."
+            if len(labels) == 2
+            else "Leave it out; evaluation.abstain_below gives no answer where the best one is doubtful.",
+        )
     if settings.abstain_below is not None and labels.multi_label:
         raise ConfigError(
             "abstaining is for one label per text; with several a text may have none",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlassify.evaluation import wording
 from qlassify.evaluation.intervals import Interval
+from qlassify.terminal import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,6 +27,11 @@ SETTING_DIGITS = 9
 """A learning rate must come back as it was typed; four digits are enough for a score."""
 
 
+def _visible(value: object) -> object:
+    """A string without control characters and changes of direction, which would show the page in another order."""
+    return visible(value) if type(value) is str else value
+
+
 class Verbatim(str):
     """Text that the Markdown environment must print as it is."""
 
@@ -33,7 +39,7 @@ class Verbatim(str):
 def html_environment() -> Environment:
     """For HTML: every expression is escaped."""
     # Not select_autoescape: it looks at the last suffix, which is .j2 here, and would escape nothing.
-    return _environment(autoescape=True)
+    return _environment(autoescape=True, finalize=_visible)
 
 
 def markdown_environment() -> Environment:
@@ -58,8 +64,8 @@ def _environment(**options: Any) -> Environment:
         between=between,
         score_name=wording.score_name,
         setting=lambda value: wording.number(value, SETTING_DIGITS),
-        label=lambda name: wording.shorten(str(name), MAX_NAME_CHARACTERS),
-        excerpt=lambda text: wording.shorten(str(text), MAX_EXAMPLE_CHARACTERS),
+        label=lambda name: wording.shorten(visible(str(name)), MAX_NAME_CHARACTERS),
+        excerpt=lambda text: wording.shorten(visible(str(text)), MAX_EXAMPLE_CHARACTERS),
         keep_units=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
         count=lambda count: "-" if count is None else f"{count:,}",
     )
@@ -85,10 +91,10 @@ def markdown_text(value: object) -> object:
     """Escape a value for a line, a table cell or a list item of Markdown.
 
     Markup is turned into entities (renderers pass HTML through), Markdown's own signs get a backslash, list markers
-    only where they would open a list, and line breaks become spaces, because a table row ends at one.
+    only where they would open a list or draw a line, and line breaks become spaces, because a table row ends at one.
     """
     if isinstance(value, Verbatim) or not isinstance(value, str):
         return value
-    one_line = html.escape(" ".join(value.split()), quote=False)
-    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", one_line)
-    return re.sub(r"^(\d*)([-+.)])(?= )", r"\1\\\2", escaped)
+    one_line = html.escape(" ".join(visible(value).split()), quote=False)
+    escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", one_line)
+    return re.sub(r"^(\d*)([-+.)=])(?= |$|[-=])", r"\1\\\2", escaped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlassify.evaluation.templating import markdown_text
 from qlassify.export.result import Check, ExportResult
 from qlassify.pipeline import ClassifyPipeline
 from qlassify.version import __version__
@@ -10,18 +11,19 @@ from qlassify.version import __version__
 def render(pipeline: ClassifyPipeline, result: ExportResult) -> str:
     """The page, in Markdown."""
     labels = pipeline.labels
+    names = [str(markdown_text(name)) for name in labels.names]
     kind = "several labels per text" if labels.multi_label else "one label per text"
     reads = "text pairs" if pipeline.text_pair else "texts"
     facts = [
-        f"- Base model: {pipeline.source.name} ({pipeline.backbone.model_type}), weights' SHA-256 "
+        f"- Base model: {markdown_text(pipeline.source.name)} ({pipeline.backbone.model_type}), weights' SHA-256 "
         f"{pipeline.source.sha256()}",
         f"- Trained with: {pipeline.run.method}",
         f"- Reads {reads} of at most {pipeline.encoder.max_length} tokens; {pipeline.pooling} pooling; {kind}",
-        f"- Labels: {', '.join(labels.names)}",
+        f"- Labels: {', '.join(names)}",
     ]
     if labels.multi_label:
         given = pipeline.decision.label_thresholds(len(labels)).tolist()
-        told = ", ".join(f"{name} {one:.3g}" for name, one in zip(labels.names, given, strict=True))
+        told = ", ".join(f"{name} {one:.3g}" for name, one in zip(names, given, strict=True))
         same = len(set(given)) == 1
         facts.append(f"- A label is given from a probability of {f'{given[0]:.3g}' if same else told}")
     lines = [

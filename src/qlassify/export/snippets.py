@@ -23,6 +23,11 @@ def _texts(pipeline: ClassifyPipeline) -> str:
     return '["some text"], ["another"]' if pipeline.text_pair else '["some text", "another, longer text"]'
 
 
+def _labels(pipeline: ClassifyPipeline) -> str:
+    """The names as a Python list; one that has the sign for the directory in it is spelled so that it stays a name."""
+    return repr(list(pipeline.labels.names)).replace(DIRECTORY, "\\x7b" + DIRECTORY[1:])
+
+
 def _decision(pipeline: ClassifyPipeline, logits: str, names: str) -> str:
     if not pipeline.labels.multi_label:
         return f"print([{names}[index] for index in {logits}.argmax(1).tolist()])\n"
@@ -78,7 +83,7 @@ def sentence_transformers(pipeline: ClassifyPipeline) -> str:
     texts = '[("some text", "another")]' if pipeline.text_pair else '["some text", "another, longer text"]'
     return (
         "from sentence_transformers import SentenceTransformer\n\n"
-        f"labels = {list(pipeline.labels.names)!r}\n"
+        f"labels = {_labels(pipeline)}\n"
         f"model = SentenceTransformer({DIRECTORY})\n"
         f"logits = model.encode({texts}, convert_to_tensor=True)\n" + _decision(pipeline, "logits", "labels")
     )
@@ -90,7 +95,7 @@ def adapter(pipeline: ClassifyPipeline, settings: str) -> str:
         "import torch\n"
         "from peft import PeftModel\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f"labels = {list(pipeline.labels.names)!r}\n"
+        f"labels = {_labels(pipeline)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained({DIRECTORY})\n"
         "base = AutoModelForSequenceClassification.from_pretrained(\n"
         f"    {str(pipeline.source.directory)!r}, num_labels=len(labels){settings}\n"
@@ -110,7 +115,7 @@ def base_adapter(pipeline: ClassifyPipeline, model: Any) -> str:
         "from peft import PeftModel\n"
         "from safetensors.torch import load_file\n"
         "from transformers import AutoModel, AutoTokenizer\n\n"
-        f"labels = {list(pipeline.labels.names)!r}\n"
+        f"labels = {_labels(pipeline)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained({DIRECTORY})\n"
         f"base = AutoModel.from_pretrained({str(pipeline.source.directory)!r}{extra})\n"
         f"model = PeftModel.from_pretrained(base, {DIRECTORY}).eval()\n"
@@ -139,7 +144,7 @@ def onnx(pipeline: ClassifyPipeline) -> str:
     return (
         ("import numpy as np\n" if pipeline.labels.multi_label else "") + "import onnxruntime\n"
         "from transformers import AutoTokenizer\n\n"
-        f"labels = {list(pipeline.labels.names)!r}\n"
+        f"labels = {_labels(pipeline)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained({DIRECTORY})\n"
         f'session = onnxruntime.InferenceSession({DIRECTORY} + "/model.onnx")\n'
         f"{_tokens(pipeline, 'np')}"

@@ -104,7 +104,9 @@ def open_safetensors(path: Path) -> SafetensorsFile:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if len(prefix) < 8:
+                raise _damaged(path, f"{size} bytes")
+            length = struct.unpack("<Q", prefix)[0]
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise _damaged(path, f"a header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unrepeated)

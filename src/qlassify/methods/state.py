@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qlassify.config.method import MethodConfig
 from qlassify.errors import ConfigError, ModelError
+from qlassify.formats.finite import require_finite
 from qlassify.methods import peft_format
 from qlassify.methods.inject import Attachment
 
@@ -95,7 +96,7 @@ def copy_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
     """Copy ``tensors`` into ``parameters`` of the same names and shapes, all or nothing.
 
     Raises:
-        ModelError: a name or a shape differs.
+        ModelError: a name or a shape differs, or a number is not finite.
     """
     problems = [f"missing {name}" for name in parameters if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in parameters]
@@ -106,7 +107,10 @@ def copy_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
     ]
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise ModelError("the saved tensors are not those of this model", where=where, got=shown)
+        do = "The files of a saved model belong together: restore them, or train anew."
+        raise ModelError("the saved tensors are not those of this model", where=where, got=shown, do=do)
+    for name, tensor in tensors.items():
+        require_finite(tensor.contiguous(), where=f"{where}: {name}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

@@ -32,6 +32,7 @@ from qlassify.config.quant import QuantConfig
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.safetensors import open_safetensors
 from qlassify.models import attention
+from qlassify.models.config_file import read_config_file
 from qlassify.models.file_base import is_file_base, open_file_base, require_numbers
 from qlassify.models.lazy_tensors import load_lazily
 from qlassify.models.low_bit import QuantError, load_low_bit
@@ -41,6 +42,7 @@ from qlassify.models.soundness import require_sound_base
 from qlassify.models.source import weight_files
 from qlassify.models.tensor_file import TensorFile
 from qlassify.models.valueless import AnswerNo
+from qlassify.models.whole import require_whole, vocabulary_size
 from qlassify.quant.linear import low_bit_layers
 
 PROBE_LENGTHS = (7, 4)
@@ -87,8 +89,7 @@ class Backbone(nn.Module):
         )
         self.quant_error = quant_error
         self.quant = next((layer.config for layer in low_bit), None)
-        embeddings = model.get_input_embeddings()
-        self.vocab_size = int(embeddings.num_embeddings)
+        self.vocab_size = vocabulary_size(model, directory)
         self.hidden_size = int(config.hidden_size)
         parameters = inspect.signature(model.forward).parameters
         self._takes = {name for name in ("position_ids", "token_type_ids", "use_cache") if name in parameters}
@@ -276,28 +277,8 @@ def load_backbone(
         ModelError: unknown architecture, code that would have to be run, or weights that do not fill the model.
     """
     model, info, error = load_model(directory, dtype, quant, residual_rank)
-    require_whole(info, directory)
+    require_whole(model, info, directory)
     return Backbone(model.to(device), directory, None if error is None else error.relative)
-
-
-def require_whole(info: Mapping[str, Any], directory: Path) -> None:
-    """Refuse a model of which some weights were not in its files; transformers makes them up.
-
-    Args:
-        info: transformers' loading report.
-        directory: of the files.
-
-    Raises:
-        ModelError: names the tensors.
-    """
-    missing = sorted(set(info["missing_keys"]) | {str(key) for key in info.get("mismatched_keys", ())})
-    if missing:
-        raise ModelError(
-            f"{len(missing)} tensors of the model are missing from its files or have another shape",
-            where=directory,
-            got=", ".join(missing[:4]) + (" ..." if len(missing) > 4 else ""),
-            wanted="every tensor of the architecture; a classifier on random weights is never built",
-        )
 
 
 def load_model(
@@ -340,11 +321,12 @@ def load_model(
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused by name
                 **arguments,
             )
             return model, info, None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError("cannot load the weights", where=directory, got=_first_line(error)) from None
+        raise ModelError("cannot load the weights", where=directory, got=_in_short(error)) from None
 
 
 def _files(directory: Path, config: Any) -> tuple[TensorFile, ...]:
@@ -364,6 +346,8 @@ def load_config(directory: Path) -> Any:
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    if not is_file_base(directory):
+        read_config_file(directory, CONFIG_MAPPING)
     try:
         if is_file_base(directory):
             settings = dict(open_file_base(directory).settings)
@@ -373,8 +357,8 @@ def load_config(directory: Path) -> Any:
         raise ModelError(
             "not a model configuration that transformers knows",
             where=directory if directory.is_file() else directory / "config.json",
-            got=_first_line(error),
-            do="Code that a checkpoint brings along is never run; use an architecture that transformers has.",
+            got=_in_short(error),
+            do="Use an architecture that this version of transformers has, with the values of its config.json.",
         ) from None
 
 
@@ -413,8 +397,16 @@ def empty_model(config: Any, dtype: torch.dtype, *, classifier: bool) -> Any | N
     arguments: dict[str, Any] = (
         {"add_pooling_layer": False} if not classifier and _has_pooler(config, AutoModel) else {}
     )
-    with torch.device("meta"), quiet_transformers():
-        return auto_model.from_config(config, dtype=dtype, **arguments).eval()
+    try:
+        with torch.device("meta"), quiet_transformers():
+            return auto_model.from_config(config, dtype=dtype, **arguments).eval()
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ModelError(
+            "no model can be built from this configuration",
+            where=getattr(config, "name_or_path", None) or config.model_type,
+            got=_in_short(error),
+            do="Check the sizes in config.json, or fetch the model again.",
+        ) from None
 
 
 def load_finished(directory: Path, *, classifier: bool, **settings: Any) -> Any:
@@ -437,7 +429,7 @@ def load_finished(directory: Path, *, classifier: bool, **settings: Any) -> Any:
                 str(directory), local_files_only=True, trust_remote_code=False, use_safetensors=True, **settings
             ).eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError("cannot load the model", where=directory, got=_first_line(error)) from None
+        raise ModelError("cannot load the model", where=directory, got=_in_short(error)) from None
 
 
 def _model_class(config: Any, auto_model: Any) -> Any:
@@ -481,8 +473,10 @@ def _max_positions(config: Any, offset: int) -> int | None:
     return None if positions is None else int(positions) - offset
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+def _in_short(error: BaseException) -> str:
+    """What a library's exception says, in one line; a missing key is named as one."""
+    words = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return words[:300] or type(error).__name__
 
 
 @contextlib.contextmanager

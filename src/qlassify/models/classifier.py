@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qlassify.data.packing import PackedBatch
+from qlassify.errors import ModelError
 from qlassify.models.backbone import Backbone
 from qlassify.models.head import ClassificationHead
 from qlassify.models.packed_layout import PackedLayout
@@ -13,7 +14,19 @@ from qlassify.models.pooling import PoolingMode, average_windows, pool
 
 
 def hidden_states(backbone: Backbone, batch: PackedBatch) -> tuple[Tensor, PackedLayout]:
-    """(T, H) hidden states of a batch's tokens, and where each sequence lies among them."""
+    """(T, H) hidden states of a batch's tokens, and where each sequence lies among them.
+
+    Raises:
+        ModelError: a token has no row in the embedding.
+    """
+    if batch.num_tokens and int(batch.token_ids.max()) >= backbone.vocab_size:
+        raise ModelError(
+            "the tokeniser has tokens for which the model has no embedding",
+            where=backbone.directory,
+            got=f"token {int(batch.token_ids.max())}",
+            wanted=f"tokens below {backbone.vocab_size}",
+            do="Take the tokeniser that belongs to the model.",
+        )
     device = backbone.device
     layout = PackedLayout(batch.lengths, device)
     types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids).to(device)

@@ -123,12 +123,12 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
     """
     if is_file_base(directory):
         return (directory, *shard_paths(directory)) if is_manifest(directory) else (directory,)
+    single = directory / WEIGHTS  # before the index, as transformers does: what is hashed is what is loaded
+    if single.is_file():
+        return (single,)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         return _shards(index)
-    single = directory / WEIGHTS
-    if single.is_file():
-        return (single,)
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     raise ModelError(
         "no safetensors weights",
@@ -140,12 +140,34 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names, all of which must be there."""
+    """The files that an index names, all of which must be there, beside the index.
+
+    A name is one of a file in the folder, and cannot lead out of it. What a file there is a link to is not asked:
+    the Hugging Face cache consists of links, and who made the folder made them.
+    """
     directory = index.parent
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("cannot read the index of the weights", where=index, got=error) from None
+        odd = next((name for name in names if not isinstance(name, str)), None)
+        if odd is not None or not names:
+            raise ValueError("it names no file" if not names else f"{odd!r} is no name of a file")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            "cannot read the index of the weights",
+            where=index,
+            got=f"no {error}" if isinstance(error, KeyError) else error,
+            wanted='{"weight_map": {TENSOR: FILE, ...}}',
+            do="Fetch the model again.",
+        ) from None
+    outside = [name for name in names if Path(name).name != name or "\\" in name or name in (".", "..")]
+    if outside:
+        raise ModelError(
+            "the index of the weights leads outside its folder",
+            where=index,
+            got=", ".join(map(repr, outside[:4])),
+            wanted="names of files beside it",
+            do="Do not use this model: such an index is a mistake or an attack.",
+        )
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise ModelError(

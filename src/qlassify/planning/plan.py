@@ -347,5 +347,6 @@ def parse_bytes(text: str) -> int:
     except (ValueError, OverflowError):
         count = None
     if not count:
-        raise ConfigError("not a size in bytes", got=text, wanted="a number and a unit, such as 8GiB or 500MB")
+        wanted = "a number and a unit, such as 8GiB or 500MB"
+        raise ConfigError("not a size in bytes", where="--memory", got=text, wanted=wanted)
     return count

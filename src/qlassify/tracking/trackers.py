@@ -7,7 +7,6 @@ without the tool. Everything that it would have been told is in ``metrics.jsonl`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Self
 
 from qlassify.config.run import TrackingTool
 from qlassify.errors import ConfigError
+from qlassify.masking import masked
 from qlassify.tracking.mlflow import MlflowTracker, needed_packages
 from qlassify.tracking.tensorboard import TensorBoardTracker
 from qlassify.tracking.tracker import TrackedRun, Tracker, finite, scalars_of
@@ -97,5 +97,5 @@ class Trackers:
     def _tell_failure(self, tool: TrackingTool, error: Exception) -> None:
         said = next((line for line in str(error).splitlines() if line.strip()), "").strip()
         # Addresses of servers may hold a name and a password.
-        said = re.sub(r"//[^/\s@]+@", "//", said)
+        said = masked(said)
         self._tell(f"{tool} is switched off, the run goes on without it: {type(error).__name__}: {said[:300]}")
