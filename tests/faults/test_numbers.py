@@ -1,7 +1,7 @@
 """Numbers that are not finite: found where they arise, told with their origin, and never saved.
 
-The base models are those of ``tiny_jobs`` with one value changed in their file: in a weight that every text meets, or
-in the embedding of one word, so that exactly the texts with that word come to nothing.
+The base models are those of ``tiny_jobs`` with one value changed: in their file, in a weight that every text meets; or
+in memory, in the embedding of one word, so that exactly the texts with that word come to nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import torch
 from fault_tally import Tally
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlassify import job
 from qlassify.config.run import TrainingConfig
@@ -62,15 +62,11 @@ def poison(value: float) -> Callable[[dict[str, Tensor]], None]:
     return change
 
 
-@pytest.fixture(scope="module")
-def without_a_word(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model that has NaN for one word."""
-    words = json.loads((sound / "tokenizer.json").read_text())["model"]["vocab"]
-
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors[EMBEDDING][words[WORD], 7] = math.nan
-
-    return changed(sound, tmp_path_factory.mktemp("bases") / "without", change)
+def blind_to_the_word(model: nn.Module, tokenizer: Path) -> None:
+    """Give a loaded base model NaN for one word."""
+    words = json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
+    with torch.no_grad():
+        model.get_parameter(EMBEDDING)[words[WORD], 7] = math.nan
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +123,10 @@ def state_of(training: TinyTraining) -> dict[str, Tensor]:
     return parameters | {f"o/{name}": value.clone() for name, value in training.optimizer.state_tensors().items()}
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(without_a_word: Path, tally: Tally) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(sound: Path, tally: Tally) -> None:
     """Exactly the steps that have a text with the word; the others are taken."""
-    training, loop, has_word = make_loop(without_a_word)
+    training, loop, has_word = make_loop(sound)
+    blind_to_the_word(training.classifier.backbone.model, sound)
     wanted = [any(has_word[row] for row in loop.order.rows_of_step(step)) for step in range(loop.total_steps)]
     assert 0 < sum(wanted) < len(wanted)
     before = state_of(training)
@@ -149,7 +146,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(without_a_
 
 
 def test_after_so_many_in_a_row_the_origin_is_told(sound: Path, tmp_path: Path, tally: Tally) -> None:
-    """A weight that goes bad while a run goes on: the packing trial and the rehearsal have passed."""
+    """A weight that goes bad while a run goes on, long after it was loaded."""
     training, loop, _ = make_loop(sound, max_skipped_steps=3)
     events = loop.run()
     next(events)
@@ -211,45 +208,46 @@ def test_sums_that_grow_too_large_are_told_as_such(
 
 
 @pytest.fixture(scope="module")
-def blind_run(without_a_word: Path, clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier that was trained without the word that its base model cannot read."""
-    folder = tmp_path_factory.mktemp("runs") / "blind"
-    list(job.train(job_settings(without_a_word, clean), folder))
+def finished(sound: Path, clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    list(job.train(job_settings(sound, clean), folder))
     return folder
 
 
-def test_no_label_is_made_of_logits_that_are_not_finite(blind_run: Path, tmp_path: Path, tally: Tally) -> None:
-    pipeline = ClassifyPipeline.load(blind_run)
+def test_no_label_is_made_of_logits_that_are_not_finite(finished: Path, sound: Path, tally: Tally) -> None:
+    pipeline = ClassifyPipeline.load(finished)
+    blind_to_the_word(pipeline.backbone.model, sound)
     good = ["the dog", "a pear is near"]
     assert len(pipeline.predict(good)) == 2
     words = r"row 2: predictions are not finite; got 1 such rows; the base model's .*word_embeddings.weight holds nan"
     with pytest.raises(DivergenceError, match=words):
         pipeline.predict([good[0], f"the {WORD}", good[1]])
-    several = MultiClassifier.load({"one": blind_run})
+    several = MultiClassifier.load({"one": finished})
+    blind_to_the_word(several.backbone.model, sound)
     assert len(several.predict(good, adapter="one")) == 2
     with pytest.raises(DivergenceError, match="row 2: predictions are not finite"):
         several.predict([good[0], f"the {WORD}", good[1]], adapter="one")
     tally(KIND, 2)
 
 
-def test_validation_rows_that_come_to_nothing_end_the_run(
-    without_a_word: Path, clean: Path, tmp_path: Path, tally: Tally
-) -> None:
-    rows = [("the dog", "beast"), (f"an {WORD}", "tool"), ("a pear", "fruit")]
-    held_out = write_table(tmp_path / "eval.csv", ("text", "label"), rows)
-    settings = job_settings(without_a_word, clean)
-    settings["data"]["eval"] = str(held_out)
+def test_validation_rows_that_come_to_nothing_end_the_run(sound: Path, tally: Tally) -> None:
+    training, loop, _ = make_loop(sound)
+    encoded, _ = training.encode([("the dog", "beast"), (f"an {WORD}", "tool"), ("a pear", "fruit")])
+
+    def scorer() -> dict[str, float | None]:
+        predict_logits(training.classifier, encoded)
+        raise AssertionError("predictions were made")
+
+    loop.scorer = scorer
+    blind_to_the_word(training.classifier.backbone.model, sound)
     with pytest.raises(DivergenceError, match=r"after step \d+, row 2 of validation: predictions are not finite"):
-        list(job.train(settings, tmp_path / "run"))
-    assert_finite(tmp_path / "run")
+        list(loop.run())
     tally(KIND, 1)
 
 
 @pytest.mark.parametrize("where", ["head", "adapter"])
-def test_a_classifier_that_is_not_finite_is_not_saved(
-    where: str, blind_run: Path, tmp_path: Path, tally: Tally
-) -> None:
-    pipeline = ClassifyPipeline.load(blind_run)
+def test_a_classifier_that_is_not_finite_is_not_saved(where: str, finished: Path, tmp_path: Path, tally: Tally) -> None:
+    pipeline = ClassifyPipeline.load(finished)
     classifier = pipeline.trainable.classifier
     adapted = next(iter(pipeline.trainable.attachment.parameters().values()))
     with torch.no_grad():

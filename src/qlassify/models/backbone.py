@@ -38,7 +38,6 @@ from qlassify.models.lazy_tensors import load_lazily
 from qlassify.models.low_bit import QuantError, load_low_bit
 from qlassify.models.packed_layout import PackedLayout
 from qlassify.models.quantized import quantized_base
-from qlassify.models.soundness import require_sound_base
 from qlassify.models.source import weight_files
 from qlassify.models.tensor_file import TensorFile
 from qlassify.models.valueless import AnswerNo
@@ -250,8 +249,6 @@ class Backbone(nn.Module):
             self.model(input_ids=part[None], **self._optional(None)) for part in torch.split(ids, list(PROBE_LENGTHS))
         ]
         wanted = torch.cat([output.last_hidden_state[0] for output in alone]).double()
-        if not bool(torch.isfinite(packed + wanted).all()):  # torch's own attention may take NaN for a masked score
-            require_sound_base(self.model, where=self.directory)
         error = (packed.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         return bool((error < PROBE_TOLERANCE.get(self.dtype, 0.1)).all())
 

@@ -1,9 +1,9 @@
 """Where numbers that are not finite come from.
 
 A loss that is NaN says nothing about its origin: a weight of the base model, one that training drove out of its range,
-or a sum on the way that grew too large. Looking at every weight at every step would cost more than it finds, so nothing
-is looked at until a loss or a logit is not finite; then the first bad tensor is named. What is to be written is looked
-at before it is written: NaN is never saved.
+or a sum on the way that grew too large. Looking at every weight at every step would cost more than it finds. So files
+are looked at when they are read (``whole``), weights when a loss or a logit is not finite, by the name of the first bad
+tensor, and what is to be written before it is written: NaN is never saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from qlassify.errors import DivergenceError, ModelError
+from qlassify.errors import DivergenceError
 
 LOWER_RATE = "Lower training.learning_rate"
 DAMAGED = "Its file is damaged; get it again"
@@ -42,17 +42,6 @@ def origin(classifier: nn.Module) -> tuple[str, str]:
     if trained is not None:
         return f"the trained {trained}", LOWER_RATE
     return "all weights are finite, so numbers grew too large on the way", f"{LOWER_RATE}, or look at these rows"
-
-
-def require_sound_base(model: nn.Module, *, where: object) -> None:
-    """Refuse a base model whose weights hold NaN or infinity.
-
-    Raises:
-        ModelError: names the first such tensor.
-    """
-    found = _frozen_not_finite(model)
-    if found is not None:
-        raise ModelError("the base model has weights that are not finite", where=where, got=found, do=f"{DAMAGED}.")
 
 
 def _frozen_not_finite(model: nn.Module) -> str | None:

@@ -31,7 +31,7 @@ from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
 from qlassify.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, MemoryPlanError
-from qlassify.models.soundness import origin, require_finite_weights, require_sound_base
+from qlassify.models.soundness import origin, require_finite_weights
 from qlassify.planning.out_of_memory import Shortage, halved
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state
 from qlassify.training.events import (
@@ -204,7 +204,6 @@ class TrainingLoop:
 
         Raises:
             MemoryPlanError: a single text does not fit into memory.
-            ModelError: the base model's weights are not finite.
         """
         encoded = self.data.encoded
         rows = self.order.rows_of_step(self.order.typical_step(encoded.lengths.astype(np.int64)))
@@ -230,9 +229,7 @@ class TrainingLoop:
         stepper, generator, targets = self.stepper, self._dropout_generator, self.data.targets
 
         def act() -> float:
-            result = stepper.rehearse(heaviest, targets)
-            if not math.isfinite(result.avg_loss):
-                require_sound_base(stepper.classifier, where=stepper.classifier.backbone.directory)
+            stepper.rehearse(heaviest, targets)
             return usual_seconds(lambda: stepper.rehearse(ordinary, targets))
 
         state = generator.get_state()

@@ -107,11 +107,10 @@ class Stepper:
         self._tokens += tokens
         return BatchResult(loss / max(1, total), correct, total, applied=False, num_tokens=tokens)
 
-    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> BatchResult:
+    def rehearse(self, batches: Iterable[PackedBatch], targets: Targets) -> None:
         """Compute gradients of some micro-batches and forget them."""
-        result = self.accumulate(batches, targets)
+        self.accumulate(batches, targets)
         self.forget()
-        return result
 
     def apply(self) -> BatchResult:
         """Divide the summed gradients by the number of rows, clip, move, and start afresh."""
