@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qlassify.artifact import HEAD, ClassifierRecord, LoadedClassifier
-from qlassify.config.method import MethodConfig
+from qlassify.config.method import MethodConfig, positions_before_text
 from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
@@ -100,12 +100,13 @@ def load_peft_classifier(
     adapter = {
         name.removeprefix(prefix): value for name, value in found.tensors.items() if not _is_head(found, name, prefix)
     }
-    attachment = attach(backbone.model, _method(found, adapter, backbone.model), seed=0)
+    config = _method(found, adapter, backbone.model)
+    attachment = attach(backbone.model, config, seed=0)
     copy_tensors(attachment.parameters(), peft_format.from_tensors(attachment, adapter, directory), directory)
     head = ClassificationHead(backbone.hidden_size, len(names), seed=0, bias="bias" in head_tensors)
     copy_tensors(dict(head.named_parameters()), head_tensors, directory)
     limit = int(found.record.get("max_length", max_length))
-    limit = limit if backbone.max_positions is None else min(limit, backbone.max_positions)
+    limit = backbone.longest_text(limit, behind=positions_before_text(config))
     long = _long(found)
     own_tokens = (directory / "tokenizer.json").is_file()
     encoder = TextEncoder.load(directory if own_tokens else source.tokenizer_files(), limit, long)

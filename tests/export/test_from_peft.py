@@ -74,6 +74,15 @@ def test_causal_models_give_pefts_logits(name: str, method: str, tmp_path: Path)
     assert np.array_equal(our_logits(again), our_logits(pipeline))
 
 
+def test_a_prefix_leaves_fewer_positions_for_texts(tmp_path: Path) -> None:
+    base = save_decoder("gpt2", tmp_path / "base", n_positions=64)
+    save_peft(base, tmp_path / "adapter", CONFIGS["prefix"]([], task_type="SEQ_CLS"))
+    pipeline = ClassifyPipeline.from_peft(tmp_path / "adapter", precision="fp32")
+    assert pipeline.backbone.max_positions is not None
+    assert pipeline.encoder.max_length == pipeline.backbone.max_positions - 4
+    assert len(pipeline.predict(["dog " * 2 * pipeline.backbone.max_positions])) == 1
+
+
 def test_training_goes_on_from_where_peft_left_it(tmp_path: Path) -> None:
     base = save_decoder("llama", tmp_path / "base")
     save_peft(base, tmp_path / "adapter", CONFIGS["lora"](["q_proj"], task_type="SEQ_CLS"))

@@ -111,7 +111,9 @@ def test_published_vocabularies_come_to_the_published_ids(
         pytest.param(None, {}, "not known for this architecture, None", id="no-family"),
         pytest.param("qwen2", {"tokenizer.merges": None}, "tokenizer.merges is no list of strings", id="no-merges"),
         pytest.param("qwen2", {"tokenizer.vocabulary": [1]}, "vocabulary is no list of strings", id="numbers"),
-        pytest.param("qwen2", {"tokenizer.vocabulary": ["a"]}, "no tokeniser can be built", id="other-merges"),
+        pytest.param(
+            "qwen2", {"tokenizer.vocabulary": ["a", *SPECIAL]}, "no tokeniser can be built", id="other-merges"
+        ),
         pytest.param("qwen2", {"tokenizer.vocabulary": None}, "no vocabulary in the file", id="nothing"),
     ],
 )
@@ -123,6 +125,16 @@ def test_what_cannot_be_built_is_said_with_every_place(
     got = str(caught.value.got)
     assert reason in got
     assert all(name in got for name in ("m.q4.tokenizer.json", "m.tokenizer.json", "/tokenizer.json"))
+
+
+def test_a_model_made_from_qwens_with_other_special_tokens_is_refused(
+    original: tokenizers.Tokenizer, tmp_path: Path
+) -> None:
+    """As DeepSeek-R1-Distill-Qwen, whose tokeniser puts a token before each text."""
+    tokens = [token.replace("<|im_start|>", "<|User|>") for token in tokens_of(original)]
+    said = metadata(original, "qwen2", **{"tokenizer.vocabulary": tokens})
+    with pytest.raises(ModelError, match=r"not those of the family's own tokeniser, no <\|im_start\|>"):
+        find_tokenizer(tmp_path / "m.apr", said)
 
 
 def test_what_lies_beside_the_file_goes_first(original: tokenizers.Tokenizer, tmp_path: Path) -> None:

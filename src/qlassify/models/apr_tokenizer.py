@@ -7,10 +7,11 @@ Programs that read the format look in different places. All are tried, the ones 
     tokenizer.json                             in the same folder
     tokenizer.vocabulary and tokenizer.merges  in the file's metadata
 
-How text is split before merges are applied is not in the metadata. Of the families in ``RULES`` all members split it in
-one way, and their tokeniser is built (``vocabulary_tokenizer``). Others share an architecture and not a tokeniser
-(Llama's), or lower-case or do not (BERT's): a guess would give other tokens than the model was trained on, so their
-vocabulary is recognised and refused.
+How text is split before merges are applied, and what is put around it, is not in the metadata. Of the families in
+``RULES`` it is known, and their tokeniser is built (``vocabulary_tokenizer``) if the vocabulary has the special tokens
+of the family's own: a model that was made from Qwen's with other ones (DeepSeek-R1-Distill) puts one before each text.
+Others share an architecture and not a tokeniser (Llama's), or lower-case or do not (BERT's): a guess would give other
+tokens than the model was trained on, so their vocabulary is recognised and refused.
 
 Settings come from ``<same prefix>tokenizer_config.json`` beside the tokeniser, else from the copy that our converter
 puts into the metadata, else from the special tokens that the metadata names.
@@ -28,8 +29,12 @@ from qlassify.models.vocabulary_tokenizer import CONTROL, Vocabulary, build_toke
 
 SETTINGS_KEY = "qlassify.tokenizer_config"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-RULES = {"gpt2": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
-"""Architecture -> how all its members split text, by GGUF's name. None of them puts anything around a text."""
+RULES = {
+    "gpt2": ("gpt-2", ("<|endoftext|>",)),
+    "qwen2": ("qwen2", ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),
+    "qwen3": ("qwen2", ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),
+}
+"""Architecture -> how text is split, by GGUF's name, and special tokens of tokenisers that put nothing around it."""
 
 
 def find_tokenizer(path: Path, metadata: AprMetadata) -> TokenizerFiles:
@@ -66,7 +71,7 @@ def _embedded(path: Path, metadata: AprMetadata) -> TokenizerFiles:
         ModelError: they do not say enough.
     """
     architecture = metadata.typed.get("architecture")
-    rule = RULES.get(str(architecture).lower())
+    rule, own = RULES.get(str(architecture).lower(), (None, ()))
     if rule is None:
         raise ModelError("how text is split before it is not known for this architecture", got=repr(architecture))
     tokens, merges = (metadata.custom.get(f"tokenizer.{name}") for name in ("vocabulary", "merges"))
@@ -78,6 +83,12 @@ def _embedded(path: Path, metadata: AprMetadata) -> TokenizerFiles:
     # What merges cannot come to is never cut into pieces: special tokens, which the metadata does not list.
     reached = {"".join(merge.split(" ")) for merge in merges}
     kinds = [1 if len(token) == 1 or token in reached else CONTROL for token in tokens]
+    whole = {token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL}
+    if not whole.issuperset(own):
+        raise ModelError(
+            "the special tokens are not those of the family's own tokeniser",
+            got=f"no {', '.join(token for token in own if token not in whole)}",
+        )
     lists = {"tokens": tokens, "merges": merges, "token_type": kinds}
     special = {name: token for name, token in _special(metadata).items() if token in tokens}
     built = build_tokenizer(Vocabulary("gpt2", rule, "phi3", lists, special, begins=False, ends=False), path)
