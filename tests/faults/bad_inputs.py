@@ -106,13 +106,22 @@ def base(*damage: Callable[[Path], None]) -> Maker:
 
 
 def model(*damage: Callable[[Path], None]) -> Maker:
-    """A copy of the run's classifier in ``{tmp}/model``, damaged."""
+    """A copy of the run's classifier in ``{tmp}/model``, as a version without digests wrote it, damaged."""
+    return lambda world: _copy(world.run / "model", world.tmp / "model", (_undigested("classifier.json"), *damage))
+
+
+def sealed_model(*damage: Callable[[Path], None]) -> Maker:
+    """A copy of the run's classifier in ``{tmp}/model`` with the digests of its files, damaged."""
     return lambda world: _copy(world.run / "model", world.tmp / "model", damage)
 
 
 def run(*damage: Callable[[Path], None]) -> Maker:
-    """A copy of the run in ``{tmp}/run``, damaged."""
-    return lambda world: _copy(world.run, world.tmp / "run", damage)
+    """A copy of the run in ``{tmp}/run``, whose classifier has no digests, damaged."""
+    return lambda world: _copy(world.run, world.tmp / "run", (_undigested("model/classifier.json"), *damage))
+
+
+def _undigested(name: str) -> Callable[[Path], None]:
+    return edited(name, lambda record: record.pop("sha256") and None)
 
 
 def _copy(source: Path, target: Path, damage: tuple[Callable[[Path], None], ...]) -> None:

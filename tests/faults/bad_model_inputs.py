@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import torch
-from bad_inputs import BadInput, base, cut, edited, file, holding, model, retensored, setting, without
+from bad_inputs import BadInput, base, cut, edited, file, holding, model, retensored, sealed_model, setting, without
 from safetensors.torch import load_file, save
 
 _TRAIN = "train {data} --base {tmp}/base --out {tmp}/out"
@@ -192,6 +192,18 @@ MODELS = (
         _PREDICT,
         ("cannot read the saved classifier",),
         model(holding("classifier.json", "[1]")),
+    ),
+    BadInput(
+        "saved: edited",
+        _PREDICT,
+        ("classifier.json", "damaged, or was edited", "sha256"),
+        sealed_model(setting("classifier.json", threshold=0.6)),
+    ),
+    BadInput(
+        "saved: the head of another classifier",
+        _PREDICT,
+        ("head.safetensors", "damaged, or of another classifier"),
+        sealed_model(cut("head.safetensors", 60)),
     ),
     BadInput("saved: a newer format", _PREDICT, ("format", "newer"), model(setting("classifier.json", format=2))),
     BadInput(

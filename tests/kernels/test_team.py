@@ -100,7 +100,7 @@ def test_the_team_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(team.Path, "read_text", lambda *_, **__: lines)
         return team._library()
 
-    home = str(team.Path(torch.__file__).parent)
+    home = str(team.Path(torch.__file__).resolve().parent)
     assert found(f"{home}/lib/libgomp-1.so.1", "/x/scikit_learn.libs/libgomp-2.so.1") == f"{home}/lib/libgomp-1.so.1"
     assert found(f"{home}.libs/libgomp-1.so.1", "/usr/lib/libomp.so") == f"{home}.libs/libgomp-1.so.1"
     assert found("/usr/lib/libiomp5.so", "/usr/lib/libc.so.6") == "/usr/lib/libiomp5.so"

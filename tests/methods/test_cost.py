@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused(tiny_directories: dict[str, Path], tmp_pat
         method_cost(model, LoraConfig(rank=65))
     with pytest.raises(ConfigError, match="matches no linear layer"):
         method_cost(model, LoraConfig(target_modules=("quary",)))
-    with pytest.raises(ModelError, match="not a model configuration"):
+    with pytest.raises(ModelError, match="cannot read the model's configuration"):
         load_skeleton(tmp_path)
 
 

@@ -22,6 +22,8 @@ from qlassify.evaluation.predict import probabilities
 from qlassify.evaluation.temperature import fit_temperature
 from qlassify.evaluation.thresholds import cost_threshold, f1_thresholds
 
+NEUTRAL = 0.5
+"""The threshold of probabilities that answers nothing else than the most likely class."""
 MIN_ROWS = 50
 """Fewer rows than this say nothing that could be relied on: then only what the settings say holds."""
 
@@ -48,7 +50,7 @@ def plain_rule(settings: EvaluationConfig, labels: LabelMap) -> DecisionRule:
         ConfigError: the settings ask for something that these labels do not have.
     """
     require_possible(settings, labels)
-    threshold = 0.5 if settings.threshold == "tuned" else settings.threshold
+    threshold = NEUTRAL if settings.threshold == "tuned" else settings.threshold
     positive = None
     if settings.positive is not None:
         costs = cost_threshold(settings.false_positive_cost, settings.false_negative_cost)
@@ -59,7 +61,7 @@ def plain_rule(settings: EvaluationConfig, labels: LabelMap) -> DecisionRule:
             false_negative_cost=settings.false_negative_cost,
         )
     return DecisionRule(
-        threshold=threshold if labels.multi_label else 0.5, positive=positive, abstain_below=settings.abstain_below
+        threshold=threshold if labels.multi_label else NEUTRAL, positive=positive, abstain_below=settings.abstain_below
     )
 
 
@@ -90,7 +92,7 @@ def require_possible(settings: EvaluationConfig, labels: LabelMap) -> None:
             got=settings.positive,
             wanted=" or ".join(labels.names),
         )
-    if settings.threshold != "tuned" and settings.positive is None and not labels.multi_label:
+    if settings.threshold not in ("tuned", NEUTRAL) and settings.positive is None and not labels.multi_label:
         raise ConfigError(
             "a threshold is for several labels per text, or for the positive class of two",
             where="evaluation.threshold",

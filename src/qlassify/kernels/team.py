@@ -182,7 +182,7 @@ def _library() -> str | None:
         return None
     loaded = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
     found = sorted(path for path in loaded if Path(path).name.startswith(_LIBRARIES))
-    home = str(Path(torch.__file__).parent)
+    home = str(Path(torch.__file__).resolve().parent)  # the system lists files without links
     own = [path for path in found if path.startswith((f"{home}/", f"{home}.libs/"))]
     if len(own) == 1:
         return own[0]
