@@ -110,7 +110,7 @@ def copy_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
         do = "The files of a saved model belong together: restore them, or train anew."
         raise ModelError("the saved tensors are not those of this model", where=where, got=shown, do=do)
     for name, tensor in tensors.items():
-        require_finite(tensor.contiguous(), where=f"{where}: {name}")
+        require_finite(tensor, where=f"{where}: {name}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

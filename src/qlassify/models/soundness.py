@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from qlassify.errors import DivergenceError
+from qlassify.formats.finite import find_not_finite
 
 LOWER_RATE = "Lower training.learning_rate"
 DAMAGED = "Its file is damaged; get it again"
@@ -22,10 +22,9 @@ DAMAGED = "Its file is damaged; get it again"
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The first tensor that holds NaN or infinity, in words; None when all are finite."""
     for name, tensor in tensors:
-        values = tensor.detach()
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-            bad = values[~torch.isfinite(values)]
-            return f"{name} holds {bad[0].item()} ({bad.numel()} of {values.numel()} values)"
+        found = find_not_finite(tensor)
+        if found is not None:
+            return f"{name} holds {found[1]} at position {found[0]} of {tensor.numel()}"
     return None
 
 

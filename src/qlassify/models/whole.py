@@ -45,7 +45,7 @@ def require_whole(model: nn.Module, info: Mapping[str, Any], directory: Path) ->
             do="Check that config.json belongs to these weights, or fetch the model again.",
         )
     for name, parameter in model.named_parameters():
-        require_finite(parameter.detach().contiguous(), where=f"{directory}: {name}")
+        require_finite(parameter, where=f"{directory}: {name}")
 
 
 def vocabulary_size(model: Any, directory: Path) -> int:
