@@ -4,13 +4,14 @@ Three cases, from the smallest:
 
     one file                     written beside its place, flushed, renamed            ``write_text``, ``whole_file``
     a folder that is new         written beside its place, flushed, renamed            ``whole_folder``
-    several files of a folder    written into ``.writing``, flushed, renamed to        ``replace_files``
-    that belong together         ``.new``, then moved to their places one by one
+    several files of a folder    written into ``.qlassify-writing``, flushed,          ``replace_files``
+    that belong together         renamed to ``.qlassify-new``, then moved to their
+                                 places one by one
 
-The last is a log of what is to be done, as databases keep it. The rename to ``.new`` decides: before it the old files
-hold, after it the new ones, wherever each of them lies by then. Whoever comes next carries out what was decided
-(``finish_replacement``), as often as need be and several at once, since moving a file that has been moved does
-nothing. Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever
+The last is a log of what is to be done, as databases keep it. The rename to ``.qlassify-new`` decides: before it the
+old files hold, after it the new ones, wherever each of them lies by then. Whoever comes next carries out what was
+decided (``finish_replacement``), as often as need be and several at once, since moving a file that has been moved does
+nothing. The names are ones that nobody else gives: a folder that is carried out is written over its neighbours. Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever
 else somebody keeps in it would be lost. Exchanging them in one call exists on Linux alone and not on every file system.
 
 A flush (fsync) is for power cuts. A killed process alone loses nothing that it has written.
@@ -26,9 +27,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-WRITING = ".writing"
+WRITING = ".qlassify-writing"
 """Folder in which ``replace_files`` writes; nothing in it counts."""
-DECIDED = ".new"
+DECIDED = ".qlassify-new"
 """Folder with files that hold in place of those of the same names beside it."""
 
 

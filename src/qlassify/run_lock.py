@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from qlassify.durable import WRITING
 from qlassify.errors import ConfigError
 
 LOCK = ".lock"
@@ -75,12 +76,12 @@ def require_free(path: Path) -> None:
 def clear_leavings(path: Path) -> None:
     """Remove what a killed process left in a run folder beside whole files; the lock must be held.
 
-    Files and folders that were being written (``.*.tmp``, ``.writing``) and checkpoints of which only a part is left.
+    Files and folders that were being written (``.*.tmp``, ``.qlassify-writing``) and checkpoints of which only a part is left.
     """
     checkpoints = path / "checkpoints"
     for folder in (path, checkpoints, path / "model", path / "evaluation"):
         for left in folder.glob(".*"):
-            if left.name.endswith(".tmp") or left.name == ".writing" or left.name.startswith(".rehearsal-"):
+            if left.name.endswith(".tmp") or left.name == WRITING or left.name.startswith(".rehearsal-"):
                 _remove(left)
     for left in checkpoints.glob("step-*"):
         if not (left / "state.json").is_file():

@@ -97,7 +97,7 @@ MOMENTS = {
     "the folder is made, twice": ("/.run.yaml.tmp", 2),
     "a checkpoint is written": ("/.step-000020.tmp/state.json", 1),
     "a checkpoint is written, twice": ("/.step-000020.tmp/state.json", 2),
-    "the classifier is written": ("/model/.writing/classifier.json", 1),
+    "the classifier is written": ("/model/.qlassify-writing/classifier.json", 1),
     "the report is written": ("/evaluation/.report.html.tmp", 1),
 }
 
