@@ -11,8 +11,9 @@ Three cases, from the smallest:
 The last is a log of what is to be done, as databases keep it. The rename to ``.qlassify-new`` decides: before it the
 old files hold, after it the new ones, wherever each of them lies by then. Whoever comes next carries out what was
 decided (``finish_replacement``), as often as need be and several at once, since moving a file that has been moved does
-nothing. The names are ones that nobody else gives: a folder that is carried out is written over its neighbours. Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever
-else somebody keeps in it would be lost. Exchanging them in one call exists on Linux alone and not on every file system.
+nothing. The names are ones that nobody else gives: a folder that is carried out is written over its neighbours.
+Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever else
+somebody keeps in it would be lost. Exchanging them in one call exists on Linux alone and not on every file system.
 
 A flush (fsync) is for power cuts. A killed process alone loses nothing that it has written.
 """

@@ -76,7 +76,8 @@ def require_free(path: Path) -> None:
 def clear_leavings(path: Path) -> None:
     """Remove what a killed process left in a run folder beside whole files; the lock must be held.
 
-    Files and folders that were being written (``.*.tmp``, ``.qlassify-writing``) and checkpoints of which only a part is left.
+    Files and folders that were being written (``.*.tmp``, ``.qlassify-writing``) and checkpoints of which only a part is
+    left.
     """
     checkpoints = path / "checkpoints"
     for folder in (path, checkpoints, path / "model", path / "evaluation"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from run_results import disturbed_settings
 
 from qlassify import artifact, job
 from qlassify.artifact import HEAD, RECORD, model_folder, read_record, read_undamaged
-from qlassify.durable import DECIDED, WRITING
+from qlassify.durable import DECIDED
 from qlassify.errors import ConfigError, ModelError
 from qlassify.pipeline import ClassifyPipeline
 
@@ -104,11 +103,15 @@ def test_an_error_of_a_read_that_met_a_replacement_is_told_as_that(model: Path, 
     """Any error of ours can come of a mixture; with nothing replaced it stays what it is."""
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
-    with pytest.raises(ModelError, match="replaced while it was read"), read_undamaged(folder):
-        replaced(folder, other)
+
+    def fail() -> None:
         raise ConfigError("no such targets")
+
     with pytest.raises(ConfigError, match="no such targets"), read_undamaged(folder):
-        raise ConfigError("no such targets")
+        fail()
+    with pytest.raises(ModelError, match=r"replaced while it was read; got .*no such targets"), read_undamaged(folder):
+        replaced(folder, other)
+        fail()
 
 
 def test_a_replacement_between_record_and_files_is_met_by_reading_again(
@@ -130,7 +133,9 @@ def test_a_replacement_between_record_and_files_is_met_by_reading_again(
     assert len(calls) == 2
 
 
-def test_damage_is_told_before_the_base_model_is_read(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_told_before_the_base_model_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     data = bytearray((folder / HEAD).read_bytes())

@@ -101,7 +101,13 @@ def test_processes_that_contend_are_never_in_at_once(tmp_path: Path) -> None:
 
 
 def test_leavings_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = ["run.yaml", "checkpoints/step-000010/state.json", "model/classifier.json", ".mine", "model/.qlassify-new/a.json"]
+    kept = [
+        "run.yaml",
+        "checkpoints/step-000010/state.json",
+        "model/classifier.json",
+        ".mine",
+        "model/.qlassify-new/a.json",
+    ]
     gone = [
         ".plan.json.tmp",
         "checkpoints/.step-000020.tmp/state.safetensors",
