@@ -8,6 +8,9 @@ is gone may be another's by then. The number stands in the file for messages alo
 The file is removed at the end, by its owner and before the lock is let go. Whoever opened it meanwhile finds that the
 name no longer leads to what was locked, and begins again.
 
+To ask whether a folder is free (``require_free``) is to hold its lock for a moment, since the system has no other
+question; so whoever wants it for itself tries for a few hundred milliseconds before it believes that it is taken.
+
 Readers (predict, evaluate, compare, export) take no lock: what they read is written whole.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +28,12 @@ from qlassify.errors import ConfigError
 
 LOCK = ".lock"
 """File of the run folder that is locked, with its owner's process number."""
+
+
+PATIENCE_SECONDS = 0.3
+"""For how long a lock that somebody holds is tried again."""
+PAUSE_SECONDS = 0.01
+"""Between two tries."""
 
 
 @contextmanager
@@ -76,8 +86,8 @@ def require_free(path: Path) -> None:
 def clear_leavings(path: Path) -> None:
     """Remove what a killed process left in a run folder beside whole files; the lock must be held.
 
-    Files and folders that were being written (``.*.tmp``, ``.qlassify-writing``) and checkpoints of which only a part is
-    left.
+    Files and folders that were being written (``.*.tmp``, ``.qlassify-writing``) and checkpoints of which only a part
+    is left.
     """
     checkpoints = path / "checkpoints"
     for folder in (path, checkpoints, path / "model", path / "evaluation"):
@@ -101,6 +111,7 @@ def _locked(lock: Path, path: Path) -> int:
     """A descriptor of the lock's file with the lock held."""
     import fcntl
 
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -111,9 +122,11 @@ def _locked(lock: Path, path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
         except BlockingIOError:
-            taken = _taken(path, descriptor)
-            os.close(descriptor)
-            raise taken from None
+            if time.monotonic() >= deadline:
+                taken = _taken(path, descriptor)
+                os.close(descriptor)
+                raise taken from None
+            time.sleep(PAUSE_SECONDS)
         except FileNotFoundError:
             pass  # its owner has removed it since
         except OSError as failure:

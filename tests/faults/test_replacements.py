@@ -104,14 +104,15 @@ def test_an_error_of_a_read_that_met_a_replacement_is_told_as_that(model: Path, 
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
 
-    def fail() -> None:
+    def fail(by: Path | None = None) -> None:
+        if by is not None:
+            replaced(folder, by)
         raise ConfigError("no such targets")
 
     with pytest.raises(ConfigError, match="no such targets"), read_undamaged(folder):
         fail()
     with pytest.raises(ModelError, match=r"replaced while it was read; got .*no such targets"), read_undamaged(folder):
-        replaced(folder, other)
-        fail()
+        fail(other)
 
 
 def test_a_replacement_between_record_and_files_is_met_by_reading_again(
