@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from fault_tally import Tally
+from limited_command import small_disk
 from run_results import disturbed_settings
 
 from qlassify import artifact, job
 from qlassify.artifact import HEAD, RECORD, model_folder, read_record, read_undamaged
-from qlassify.durable import DECIDED
+from qlassify.durable import DECIDED, WRITING, is_free, require_place, whole_folder
 from qlassify.errors import ConfigError, ModelError
+from qlassify.export.exporting import export_classifier
 from qlassify.pipeline import ClassifyPipeline
+from qlassify.quantization import quantize_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,3 +161,94 @@ def test_files_that_the_record_does_not_name_may_change_meanwhile(model: Path, t
     shutil.copytree(model, folder)
     with read_undamaged(folder):
         (folder / "notes.txt").write_text("mine")
+
+
+# A new folder in the place of an empty one
+
+
+def write_into(target: Path) -> dict[str, bytes]:
+    """What a model's writer does: files, and a folder in the folder."""
+    with whole_folder(target) as scratch:
+        (scratch / "config.json").write_text("{}")
+        (scratch / "1_Pooling").mkdir()
+        (scratch / "1_Pooling" / "config.json").write_text("[]")
+    return {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
+
+
+@pytest.mark.parametrize("there", ["empty", "absent"])
+def test_a_link_stays_a_link_and_what_it_leads_to_is_written(tmp_path: Path, there: str) -> None:
+    target, link = tmp_path / "elsewhere" / "model", tmp_path / "link"
+    if there == "empty":
+        target.mkdir(parents=True)
+    link.symlink_to(target)
+    require_place(link)
+    assert write_into(link) == contents(target)
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
+def test_a_mount_point_is_written_into(tmp_path: Path, tally: Tally) -> None:
+    """It cannot be replaced, and nothing can be renamed into it from beside it."""
+    with small_disk(tmp_path / "disk", 1 << 20):
+        require_place(tmp_path / "disk")
+        assert list((tmp_path / "disk").iterdir()) == []
+        write_into(tmp_path / "disk")
+        assert sorted(contents(tmp_path / "disk")) == ["1_Pooling/config.json", "config.json"]
+        assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["1_Pooling", "config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
+    tally("empty folders that cannot be replaced", 1)
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EACCES])
+def test_a_folder_that_does_not_give_way_is_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally, number: int
+) -> None:
+    """As the one above where nothing may be mounted, and for a folder whose parent may not be written."""
+    target, replace = tmp_path / "out", os.replace
+    target.mkdir()
+    inode = target.stat().st_ino
+
+    def refuse(source: Path, destination: Path) -> None:
+        if Path(destination) == target:
+            raise OSError(number, os.strerror(number))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    require_place(target)
+    with pytest.raises(ValueError, match="mine"), whole_folder(target):
+        raise ValueError("mine")
+    assert list(target.iterdir()) == [], "nothing is left of what failed"
+    (target / WRITING).mkdir()  # of a process that was killed
+    assert is_free(target)
+    require_place(target)
+    assert write_into(target) == contents(target)
+    assert target.stat().st_ino == inode
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    tally("empty folders that cannot be replaced", 1)
+
+
+def test_a_read_only_disk_is_refused_before_the_work(tmp_path: Path, tiny_base: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as remount:
+        remount("ro")
+        for target in (tmp_path / "disk", tmp_path / "disk" / "a" / "b"):
+            with pytest.raises(OSError, match="Read-only"):
+                require_place(target)
+            # Neither the base model nor the classifier is read: there is none.
+            with pytest.raises(ConfigError, match=r"cannot write the export; got .*Read-only"):
+                export_classifier(tmp_path / "nowhere", target, format="peft")
+        with pytest.raises(ConfigError, match=r"cannot write the quantised model; got .*Read-only"):
+            quantize_model(str(tiny_base), tmp_path / "disk")
+
+
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        assert not is_free(tmp_path / name)
+        with pytest.raises(OSError, match=name), whole_folder(tmp_path / name):
+            raise AssertionError("there was something")
+    assert contents(tmp_path) == {"full/mine.txt": b"mine", "file": b"mine"}
+    require_place(tmp_path / "a" / "b" / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"], "a question leaves nothing"
