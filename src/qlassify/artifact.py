@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from qlassify.config.quant import QuantConfig
 from qlassify.data.long_texts import LongTexts
 from qlassify.data.tokenise import TextEncoder
 from qlassify.digests import KEY, verify_files, verify_record, with_digests
-from qlassify.durable import finish_replacement, replace_files
-from qlassify.errors import ConfigError, ModelError
+from qlassify.durable import DECIDED, finish_replacement, replace_files
+from qlassify.errors import ConfigError, ModelError, QlassifyError
 from qlassify.evaluation.decision import DecisionRule
 from qlassify.methods.inject import Attachment, attach
 from qlassify.methods.state import (
@@ -133,13 +133,16 @@ class LoadedBase:
 def model_folder(path: Path) -> Path:
     """The folder that a classifier lies in: the path itself, or ``model`` in it if the path is a run folder.
 
-    A replacement of its files that was decided and then cut short is carried out.
+    A replacement of its files that was decided and then cut short is carried out. Any folder may be asked about, the
+    user's own as well, so nothing is moved where neither the old files nor the new ones have a classifier's record.
 
     Raises:
         ModelError: it cannot be.
     """
     inner = path / "model"
     for folder in (path, inner):
+        if not any((one / RECORD).is_file() for one in (folder, folder / DECIDED)):
+            continue
         try:
             finish_replacement(folder)
         except OSError as error:
@@ -179,19 +182,25 @@ def read_record(directory: Path) -> ClassifierRecord:
     Raises:
         ModelError: missing, unreadable, damaged, or of another format.
     """
+    return _read_record(directory)[0]
+
+
+def _read_record(directory: Path) -> tuple[ClassifierRecord, dict[str, Any]]:
+    """The record, and what its file says of digests: of one reading, so that both are of one classifier."""
     path = directory / RECORD
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        digests: dict[str, Any] = {}
         if isinstance(document, dict):
             verify_record(document, path)
-            document.pop(KEY, None)
+            digests = {KEY: document.pop(KEY)} if KEY in document else {}
         settings = checked_record(document, FORMAT, [field.name for field in fields(ClassifierRecord)])
         settings["labels"] = tuple(settings["labels"])
         if "long" in settings:
             settings["long"] = LongTexts(**settings["long"])
         record = ClassifierRecord(**settings)
         require_fitting(record.rule, len(record.labels))
-        return record
+        return record, digests
     except FileNotFoundError:
         raise ModelError(
             "no saved classifier here",
@@ -214,28 +223,69 @@ def require_undamaged(directory: Path) -> ClassifierRecord:
     Raises:
         ModelError: names the file that is missing, damaged, or of another classifier.
     """
-    record, path = read_record(directory), directory / RECORD
-    verify_files(json.loads(path.read_text(encoding="utf-8")), path)
-    return record
+    return _verified(directory)[0]
 
 
 @contextmanager
 def read_undamaged(directory: Path) -> Iterator[ClassifierRecord]:
     """The record of a classifier whose files are read meanwhile; they have to be those that were written with it.
 
-    They are compared when they have been read, so that a replacement meanwhile is noticed, too; and where reading them
-    fails, so that damage is told as such.
+    Their digests are compared before anything is made of them. At the end they have to be the same files still: that
+    is asked of the file system (number, size and time of each), since a replacement puts other files in their places,
+    and hashing a fully fine-tuned model twice takes seconds.
 
     Raises:
-        ModelError: names the file that is missing, damaged, or of another classifier.
+        ModelError: names the file that is missing, damaged, or of another classifier; or all of them were replaced
+            meanwhile.
     """
-    record = read_record(directory)
+    record, files = _verified(directory)
     try:
         yield record
-    except ModelError:
-        require_undamaged(directory)
+    except (QlassifyError, OSError) as error:
+        _require_same_files(directory, files, error)
         raise
-    require_undamaged(directory)
+    _require_same_files(directory, files)
+
+
+_Files = dict[Path, tuple[int, ...] | None]
+"""Files and what tells each from one that takes its place; None for one that is not there."""
+
+
+def _verified(directory: Path) -> tuple[ClassifierRecord, _Files]:
+    """The record and the files that were compared with it; one that is replaced just then is looked at once more."""
+    path = directory / RECORD
+    for again in (True, False):
+        before = _identity(path)
+        record, digests = _read_record(directory)
+        files: _Files = {directory / Path(name).name: None for name in digests.get(KEY) or ()}
+        files = {one: _identity(one) for one in files} | {path: before}
+        try:
+            verify_files(digests, path)
+        except ModelError:
+            being_replaced = _identity(path) != before or (directory / DECIDED).is_dir()
+            if not (again and being_replaced):
+                raise
+            with suppress(OSError):  # somebody else carries it out, then
+                finish_replacement(directory)
+            continue
+        break
+    return record, files
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _require_same_files(directory: Path, files: _Files, error: Exception | None = None) -> None:
+    """``error`` is what came of reading them."""
+    if any(_identity(path) != identity for path, identity in files.items()):
+        raise ModelError(
+            "the saved classifier was replaced while it was read", where=directory, got=error, do="Try again."
+        ) from None
 
 
 def require_fitting(rule: DecisionRule, num_labels: int) -> None:

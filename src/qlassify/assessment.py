@@ -6,7 +6,6 @@ is a failure where the majority class has 90 %.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -211,10 +210,11 @@ def as_json(assessment: Assessment) -> dict[str, Any]:
 def write_predictions(path: Path, assessment: Assessment) -> None:
     """One line per scored row: row number, text, true and predicted labels, probability of each label.
 
-    For a classifier that abstains, a column says on which rows; their predicted label is the one that is withheld.
+    The file is written where it is asked for, as far as there is room; ``whole_file`` makes it all or nothing. For a
+    classifier that abstains, a column says on which rows; their predicted label is the one that is withheld.
 
     Raises:
-        OSError: the file cannot be written; a former one is untouched.
+        OSError: the file cannot be written.
     """
     import polars
 
@@ -231,12 +231,7 @@ def write_predictions(path: Path, assessment: Assessment) -> None:
         columns["abstained"] = rule.abstains(scores)
     for index, name in enumerate(assessment.labels.names):
         columns[f"p({name})"] = assessment.probabilities[:, index]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
     try:
-        polars.DataFrame(columns).write_parquet(scratch)
-        scratch.replace(path)
-    except (OSError, polars.exceptions.PolarsError) as error:  # a full disk is a ComputeError to polars
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+        polars.DataFrame(columns).write_parquet(path)
+    except polars.exceptions.PolarsError as error:  # which a full disk is to polars
         raise OSError(str(error)) from None

@@ -24,7 +24,7 @@ import torch
 
 from qlassify.data.tokenise import TextEncoder
 from qlassify.data.tokenizer_files import SETTINGS, TOKENIZER, TokenizerFiles, read_settings, staged
-from qlassify.durable import whole_folder
+from qlassify.durable import require_place, whole_folder
 from qlassify.errors import ConfigError, ModelError
 from qlassify.formats.apr import SUFFIX
 from qlassify.formats.apr_metadata import AprMetadata
@@ -291,6 +291,10 @@ def convert_to_directory(path: Path, directory: Path, *, progress: Progress | No
         wanted = "FILE.apr or FILE.gguf and DIRECTORY, or DIRECTORY and FILE.apr"
         raise ConfigError("not an APR or GGUF file", where=path, wanted=wanted)
     _require_absent(directory)
+    try:
+        require_place(directory)
+    except OSError as error:
+        raise ConfigError("cannot write the directory", where=directory, got=error) from None
     base = open_file_base(path, verify=True)
     try:
         with whole_folder(directory) as scratch:

@@ -3,21 +3,25 @@
 Three cases, from the smallest:
 
     one file                     written beside its place, flushed, renamed            ``write_text``, ``whole_file``
-    a folder that is new         written beside its place, flushed, renamed            ``whole_folder``
-    several files of a folder    written into ``.writing``, flushed, renamed to        ``replace_files``
-    that belong together         ``.new``, then moved to their places one by one
+    a folder that is new         written beside its place, flushed, renamed;           ``whole_folder``
+                                 into a mount point as the last case
+    several files of a folder    written into ``.qlassify-writing``, flushed,          ``replace_files``
+    that belong together         renamed to ``.qlassify-new``, then moved to their
+                                 places one by one
 
-The last is a log of what is to be done, as databases keep it. The rename to ``.new`` decides: before it the old files
-hold, after it the new ones, wherever each of them lies by then. Whoever comes next carries out what was decided
-(``finish_replacement``), as often as need be and several at once, since moving a file that has been moved does
-nothing. Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever
-else somebody keeps in it would be lost. Exchanging them in one call exists on Linux alone and not on every file system.
+The last is a log of what is to be done, as databases keep it. The rename to ``.qlassify-new`` decides: before it the
+old files hold, after it the new ones, wherever each of them lies by then. Whoever comes next carries out what was
+decided (``finish_replacement``), as often as need be and several at once, since moving a file that has been moved does
+nothing. The names are ones that nobody else gives: a folder that is carried out is written over its neighbours.
+Swapping whole folders was the alternative: two renames, between which there is no folder at all, and whatever else
+somebody keeps in it would be lost. Exchanging them in one call exists on Linux alone and not on every file system.
 
 A flush (fsync) is for power cuts. A killed process alone loses nothing that it has written.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -26,9 +30,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-WRITING = ".writing"
+WRITING = ".qlassify-writing"
 """Folder in which ``replace_files`` writes; nothing in it counts."""
-DECIDED = ".new"
+DECIDED = ".qlassify-new"
 """Folder with files that hold in place of those of the same names beside it."""
 
 
@@ -84,12 +88,27 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` that takes its place at the end, or is gone if anything was wrong.
+    """A folder that takes the place of ``target`` at the end, or is gone if anything was wrong.
 
-    ``target`` must not be there, or be an empty folder. What killed processes have left beside it is removed: a
-    process holds a lock on its scratch folder for as long as it lives.
+    ``target`` must not be there, or be an empty folder, or lead to either as a link does; what a link leads to is
+    replaced, not the link. The folder is written beside ``target``. An empty folder that cannot be replaced (a mount
+    point, a folder within one that may not be written) is found out at the beginning by replacing it, and written into
+    (``replace_files``).
+
+    What killed processes have left beside it is removed: a process holds a lock on its scratch folder for as long as it
+    lives.
+
+    Raises:
+        OSError: it cannot be written, or something is there.
     """
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))
+    if not is_free(target):
+        number = errno.ENOTEMPTY if target.is_dir() else errno.EEXIST
+        raise OSError(number, os.strerror(number), str(target))
+    if target.is_dir() and not _gives_way(target):
+        with replace_files(target) as inside:
+            yield inside
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp\Z")
     for left in target.parent.iterdir():
@@ -97,7 +116,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             with _locked(left, wait=False) as mine:
                 if mine:
                     shutil.rmtree(left, ignore_errors=True)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    scratch = _beside(target)
     scratch.mkdir()  # not tempfile's, whose folders are private
     try:
         with _locked(scratch, wait=False):
@@ -107,6 +126,49 @@ def whole_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     flush(target.parent)
+
+
+def require_place(target: Path) -> None:
+    """Refuse a ``target`` that ``whole_folder`` could not write, before the work that is to be written; leaves nothing.
+
+    Raises:
+        OSError: no folder can be made there.
+    """
+    target = Path(os.path.realpath(target))
+    if target.is_dir() and not _gives_way(target):
+        trial = target / WRITING
+        trial.mkdir(exist_ok=True)
+    else:
+        there = next(one for one in target.parents if one.exists())
+        trial = _beside(there / target.name)
+        trial.mkdir()
+    trial.rmdir()
+
+
+def is_free(target: Path) -> bool:
+    """Whether ``whole_folder`` may take this place: nothing is there, or a folder with nothing that counts in it.
+
+    Raises:
+        OSError: the folder cannot be looked into.
+    """
+    return not target.exists() or (target.is_dir() and all(one.name == WRITING for one in target.iterdir()))
+
+
+def _gives_way(target: Path) -> bool:
+    """Whether an empty folder can be replaced, by replacing it with another one."""
+    trial = _beside(target)
+    try:
+        trial.mkdir()
+        os.replace(trial, target)
+    except OSError:
+        with suppress(OSError):
+            trial.rmdir()
+        return False
+    return True
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager

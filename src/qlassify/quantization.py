@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from qlassify.config.quant import QuantConfig
-from qlassify.durable import whole_folder
+from qlassify.durable import is_free, require_place, whole_folder
 from qlassify.errors import ConfigError
 from qlassify.models.backbone import load_model
 from qlassify.models.file_base import is_file_base
@@ -71,8 +71,7 @@ def quantize_model(base: str, directory: Path, config: QuantConfig | None = None
             where=source.directory,
             do="Convert it first: qlassify convert FILE DIRECTORY. Training quantises it as it is: --method qlora.",
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
+    _require_free(directory)
     model, info, error = load_model(source.directory, None, config)
     require_whole(model, info, source.directory)
     layers = low_bit_layers(model)
@@ -101,6 +100,16 @@ def quantize_model(base: str, directory: Path, config: QuantConfig | None = None
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         relative_error=relative,
     )
+
+
+def _require_free(directory: Path) -> None:
+    """Refuse to write over anything, or where nothing can be written."""
+    try:
+        if not is_free(directory):
+            raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
+        require_place(directory)
+    except OSError as failure:
+        raise ConfigError("cannot write the quantised model", where=directory, got=failure) from None
 
 
 def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

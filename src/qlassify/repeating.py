@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +164,9 @@ def train_seeds(
     folder = out or runs.default_run_path(asked.data.train, time.time())
     runs.require_new(folder)
     seeds = tuple(range(asked.seed, asked.seed + count))
-    with ExitStack() as held:
-        yield from _carry_on(_Request(folder, seeds, _from_anywhere(settings, asked), strict), stop, held)
+    request = _Request(folder, seeds, _from_anywhere(settings, asked), strict)
+    with _Outer(request) as outer:
+        yield from _carry_on(request, stop, outer)
 
 
 def resume_seeds(path: Path, *, stop: StopRequest | None = None) -> Iterator[RepeatEvent]:
@@ -182,12 +182,12 @@ def resume_seeds(path: Path, *, stop: StopRequest | None = None) -> Iterator[Rep
         request = _Request(path, seeds, dict(record["settings"]), bool(record["strict"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("cannot read a file of the run", where=path / SEEDS, got=error) from None
-    if all(runs.is_finished(path / folder_name(seed)) for seed in seeds) and record.get("finished"):
+    if runs.are_seeds_finished(path):
         raise CheckpointError("the runs of all seeds are finished", where=path, do=f"Look at {path / SEEDS}.")
-    with ExitStack() as held:
-        held.enter_context(own_run(path))
+    with _Outer(request) as outer:
+        outer.own()
         clear_leavings(path)
-        yield from _carry_on(request, stop, held)
+        yield from _carry_on(request, stop, outer)
 
 
 def folder_name(seed: int) -> str:
@@ -207,14 +207,48 @@ def _from_anywhere(settings: Mapping[str, Any], asked: RunConfig) -> Mapping[str
     return layer(settings, paths)
 
 
-def _carry_on(request: _Request, stop: StopRequest | None, held: ExitStack) -> Iterator[RepeatEvent]:
-    """Every seed in turn: finished ones are read, others trained or resumed; ``held`` takes the folder's lock."""
+class _Outer:
+    """The outer folder while this process works in it; let go of at the end of a ``with``."""
+
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+        self._held = ExitStack()
+        self._owned = False
+
+    def __enter__(self) -> _Outer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def own(self) -> None:
+        """Keep other processes out of the folder, which is there."""
+        self._held.enter_context(own_run(self._request.folder))
+        self._owned = True
+
+    def begin(self) -> None:
+        """Make it, before the first run's: a process that dies between the two leaves what can be resumed.
+
+        Called before each run that is new; does nothing once the folder is this process's.
+
+        Raises:
+            ConfigError: another process has taken the folder since it was found empty.
+        """
+        if not self._owned:
+            self._request.folder.mkdir(parents=True, exist_ok=True)
+            self.own()
+            runs.require_empty(self._request.folder)
+            _write(self._request, [])
+
+
+def _carry_on(request: _Request, stop: StopRequest | None, outer: _Outer) -> Iterator[RepeatEvent]:
+    """Every seed in turn: finished ones are read, others trained or resumed."""
     folder, results = request.folder, []
     for number, seed in enumerate(request.seeds, 1):
         inner = folder / folder_name(seed)
         if not runs.is_finished(inner):
             yield SeedEvent(seed, number, len(request.seeds), inner)
-            yield from _one_seed(request, seed, stop, held)
+            yield from _one_seed(request, seed, stop, outer)
         results.append(_read_result(inner, seed))
         _write(request, results)
         gc.collect()  # models hold themselves in circles, and the next one needs the memory
@@ -222,23 +256,14 @@ def _carry_on(request: _Request, stop: StopRequest | None, held: ExitStack) -> I
     yield SeedsFinishedEvent(folder, tuple(results), spreads(results), best_of(results), _notes(request))
 
 
-def _begin(request: _Request, held: ExitStack) -> None:
-    """Make the outer folder, before the first run's: a process that dies between the two leaves what can be resumed."""
-    if not (request.folder / SEEDS).is_file():
-        request.folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(own_run(request.folder))
-        _write(request, [])
-
-
-def _one_seed(request: _Request, seed: int, stop: StopRequest | None, held: ExitStack) -> Iterator[JobEvent]:
+def _one_seed(request: _Request, seed: int, stop: StopRequest | None, outer: _Outer) -> Iterator[JobEvent]:
     """One job; its last event, with the predictions in it, is left out: the folder has them."""
     inner = request.folder / folder_name(seed)
     if RunFolder(inner).config.is_file():
         events = job.resume(inner, stop=stop)
     else:
         settings = {**request.settings, "seed": seed}
-        begin = partial(_begin, request, held)
-        events = job.train(settings, inner, stop=stop, strict=request.strict, begin=begin)
+        events = job.train(settings, inner, stop=stop, strict=request.strict, begin=outer.begin)
     first = RunFolder(request.folder / folder_name(request.seeds[0]))
     try:
         with closing(events):  # type: ignore[type-var]

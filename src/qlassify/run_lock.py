@@ -5,8 +5,12 @@ system lets go of it when the process ends, however it ends, so that a killed ru
 mere existence is the lock would have to be judged and removed by whoever comes next, and the number of a process that
 is gone may be another's by then. The number stands in the file for messages alone.
 
-The file is removed at the end, by its owner and before the lock is let go. Whoever opened it meanwhile finds that the
+The file is held open for reading only: one that is open for writing keeps a failing disk from being made read-only.
+It is removed at the end, by its owner and before the lock is let go. Whoever opened it meanwhile finds that the
 name no longer leads to what was locked, and begins again.
+
+To ask whether a folder is free (``require_free``) is to hold its lock for a moment, since the system has no other
+question; so whoever wants it for itself tries for a few hundred milliseconds before it believes that it is taken.
 
 Readers (predict, evaluate, compare, export) take no lock: what they read is written whole.
 """
@@ -15,14 +19,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from qlassify.durable import WRITING
 from qlassify.errors import ConfigError
 
 LOCK = ".lock"
 """File of the run folder that is locked, with its owner's process number."""
+
+
+PATIENCE_SECONDS = 0.3
+"""For how long a lock that somebody holds is tried again."""
+PAUSE_SECONDS = 0.01
+"""Between two tries."""
 
 
 @contextmanager
@@ -38,8 +50,7 @@ def own_run(path: Path) -> Iterator[None]:
     descriptor = _locked(lock, path)
     try:
         with suppress(OSError):  # on a full disk it is a lock all the same
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            lock.write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
     finally:
         with suppress(OSError):
@@ -75,12 +86,13 @@ def require_free(path: Path) -> None:
 def clear_leavings(path: Path) -> None:
     """Remove what a killed process left in a run folder beside whole files; the lock must be held.
 
-    Files and folders that were being written (``.*.tmp``, ``.writing``) and checkpoints of which only a part is left.
+    Files and folders that were being written (``.*.tmp``, ``.qlassify-writing``) and checkpoints of which only a part
+    is left.
     """
     checkpoints = path / "checkpoints"
     for folder in (path, checkpoints, path / "model", path / "evaluation"):
         for left in folder.glob(".*"):
-            if left.name.endswith(".tmp") or left.name == ".writing" or left.name.startswith(".rehearsal-"):
+            if left.name.endswith(".tmp") or left.name == WRITING or left.name.startswith(".rehearsal-"):
                 _remove(left)
     for left in checkpoints.glob("step-*"):
         if not (left / "state.json").is_file():
@@ -99,9 +111,10 @@ def _locked(lock: Path, path: Path) -> int:
     """A descriptor of the lock's file with the lock held."""
     import fcntl
 
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise _unusable(path, error) from None
         try:
@@ -109,9 +122,11 @@ def _locked(lock: Path, path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
         except BlockingIOError:
-            taken = _taken(path, descriptor)
-            os.close(descriptor)
-            raise taken from None
+            if time.monotonic() >= deadline:
+                taken = _taken(path, descriptor)
+                os.close(descriptor)
+                raise taken from None
+            time.sleep(PAUSE_SECONDS)
         except FileNotFoundError:
             pass  # its owner has removed it since
         except OSError as failure:

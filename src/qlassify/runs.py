@@ -94,10 +94,15 @@ def require_new(path: Path) -> None:
         ConfigError: it exists and is not empty.
     """
     require_free(path)
-    _require_empty(path)
+    require_empty(path)
 
 
-def _require_empty(path: Path) -> None:
+def require_empty(path: Path) -> None:
+    """``require_new`` for whoever holds the folder's lock.
+
+    Raises:
+        ConfigError: there is something in it, or it cannot be looked at.
+    """
     try:
         held = path.exists() and any(one.name not in BEGINNING for one in path.iterdir())
     except OSError as error:
@@ -125,7 +130,7 @@ def create_run_folder(path: Path) -> Iterator[RunFolder]:
     except OSError as error:
         raise ConfigError("cannot make the run folder", where=path, got=error) from None
     with own_run(path):
-        _require_empty(path)  # another process may have been here since
+        require_empty(path)  # another process may have been here since
         yield RunFolder(path)
 
 
@@ -144,6 +149,16 @@ def open_run_folder(path: Path) -> RunFolder:
 def is_finished(path: Path) -> bool:
     """Whether a run folder holds a finished run: its scores are written last."""
     return (RunFolder(path).evaluation / "metrics.json").is_file()
+
+
+def are_seeds_finished(path: Path) -> bool:
+    """Whether a folder of several seeds holds nothing but finished runs, and its record says so."""
+    try:
+        record = read_json(path / SEEDS)
+        folders = [path / str(one["folder"]) for one in record["runs"]]
+    except (ConfigError, KeyError, TypeError):
+        return False
+    return record.get("finished") is True and all(is_finished(folder) for folder in folders)
 
 
 @contextmanager

@@ -119,10 +119,12 @@ def test_every_kind_of_moment_is_there(world: World) -> None:
     kinds = {kind_of(operation) for operation in world.operations}
     for file in ("run.yaml", "environment.json", "data.json", "plan.json", "metrics.jsonl"):
         assert f"os.rename /.{file}.tmp" in kinds
-    for part in ("/checkpoints/.step-*.tmp", "/model/.writing", "/evaluation/.metrics.json.tmp"):
+    for part in ("/checkpoints/.step-*.tmp", "/model/.qlassify-writing", "/evaluation/.metrics.json.tmp"):
         assert f"os.rename {part}" in kinds
         assert any(one.startswith("fsync ") and part in one for one in kinds), part
-    assert any(one.startswith("os.rename") and "unfinished" not in one and "/model/.new/" in one for one in kinds)
+    assert any(
+        one.startswith("os.rename") and "unfinished" not in one and "/model/.qlassify-new/" in one for one in kinds
+    )
     assert any(one.startswith("open ") and "token_ids.bin" in one for one in kinds), "tokens on disk"
     assert len(moments(world.operations, FULL_MOMENTS)) == FULL_MOMENTS
 
@@ -294,7 +296,9 @@ def test_killed_while_writing_a_model_nothing_half_written_is_there(
 
 def test_an_unfinished_run_is_no_classifier_to_any_command(world: World) -> None:
     """Killed when all but the classifier was there: every reader says how to go on."""
-    number = next(n for n, one in enumerate(world.operations) if one.startswith("os.rename /reference/model/.writing"))
+    number = next(
+        n for n, one in enumerate(world.operations) if one.startswith("os.rename /reference/model/.qlassify-writing")
+    )
     assert world.train("half", kill_at=number)["code"] == KILLED
     folder = world.root / "half"
     for arguments in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import yaml
 from fork_server import ForkServer
 from run_results import disturbed_settings, require_same, result_of
 
-from qlassify import job
+from qlassify import job, run_lock
 from qlassify.errors import ConfigError
 from qlassify.repeating import train_seeds
 from qlassify.run_lock import LOCK, clear_leavings, own_run, require_free
@@ -39,6 +40,30 @@ def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with own_run(tmp_path):
         pass
+
+
+def test_a_question_whether_it_is_free_is_not_taken_for_an_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask is to hold the lock for a moment. The number in the file is that of an owner who was killed."""
+    (tmp_path / LOCK).write_text("1\n")
+    asking = os.open(tmp_path / LOCK, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    waits = []
+
+    def answered(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            os.close(asking)
+
+    monkeypatch.setattr(run_lock.time, "sleep", answered)
+    # However slow the machine: only the number of tries counts here.
+    monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 60.0)
+    with own_run(tmp_path):
+        assert len(waits) == 3
+        with pytest.raises(ConfigError, match=f"got process {os.getpid()}"):
+            require_free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_lets_go_of_it(tmp_path: Path) -> None:
@@ -101,13 +126,19 @@ def test_processes_that_contend_are_never_in_at_once(tmp_path: Path) -> None:
 
 
 def test_leavings_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = ["run.yaml", "checkpoints/step-000010/state.json", "model/classifier.json", ".mine", "model/.new/a.json"]
+    kept = [
+        "run.yaml",
+        "checkpoints/step-000010/state.json",
+        "model/classifier.json",
+        ".mine",
+        "model/.qlassify-new/a.json",
+    ]
     gone = [
         ".plan.json.tmp",
         "checkpoints/.step-000020.tmp/state.safetensors",
         "checkpoints/step-000005/state.safetensors",
         "checkpoints/.rehearsal-ab/x",
-        "model/.writing/head.safetensors",
+        "model/.qlassify-writing/head.safetensors",
         "evaluation/.metrics.json.tmp",
     ]
     for name in (*kept, *gone):

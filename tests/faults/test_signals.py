@@ -97,7 +97,7 @@ MOMENTS = {
     "the folder is made, twice": ("/.run.yaml.tmp", 2),
     "a checkpoint is written": ("/.step-000020.tmp/state.json", 1),
     "a checkpoint is written, twice": ("/.step-000020.tmp/state.json", 2),
-    "the classifier is written": ("/model/.writing/classifier.json", 1),
+    "the classifier is written": ("/model/.qlassify-writing/classifier.json", 1),
     "the report is written": ("/evaluation/.report.html.tmp", 1),
 }
 
@@ -125,6 +125,19 @@ def test_a_signal_after_the_last_file_says_that_the_run_is_finished(world: World
     done = world.train("late", kill_at=world.when("os.remove /reference/.lock"), signals=[signal.SIGTERM])
     world.require_told(done, world.root / "late", signal.SIGTERM)
     assert result_of(world.root / "late")["scores"] == world.result["scores"]
+
+
+def test_a_signal_after_the_last_of_several_seeds_says_that_they_are_finished(world: World) -> None:
+    def train(name: str, **how: Any) -> dict[str, Any]:
+        options = ("--out", world.root / name, "--seeds", 2, "--set", "training.epochs=1", "--quiet")
+        return world.server("train", "--config", world.yaml, *options, **how)
+
+    whole = train("seeds")
+    assert whole["code"] == 0, whole["output"]
+    ends = [number for number, one in enumerate(whole["operations"]) if one == "os.remove /seeds/.lock"]
+    done = train("late-seeds", kill_at=ends[-1], signals=[signal.SIGTERM])
+    assert done["code"] == 128 + signal.SIGTERM, done
+    assert done["output"].endswith(f"the runs in {world.root / 'late-seeds'} were finished\n"), done["output"]
 
 
 def test_signals_at_random_moments_again_and_again(world: World, full_faults: bool, tally: Tally) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import shutil
 import signal
 import statistics
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from qlassify import ClassifyPipeline, job, runs
 from qlassify.errors import CheckpointError, ConfigError, ContractError, Interrupted, ModelError
-from qlassify.job import ModelEvent
+from qlassify.job import ModelEvent, PlanEvent
 from qlassify.repeating import (
     RepeatEvent,
     SeedDoneEvent,
@@ -195,6 +196,59 @@ def test_a_stop_request_names_the_outer_folder(
     assert record_of(folder)["finished"] is False
     finish(resume_seeds(folder))
     same_runs(folder, reference)
+
+
+def test_two_that_begin_at_once_do_not_share_a_folder(
+    reference: Path, tiny_base: Path, train_csv: Path, tmp_path: Path
+) -> None:
+    """The folder is free when both look; one makes it, and the other is refused before it writes anything."""
+    folder, settings = tmp_path / "run", settings_of(tiny_base, train_csv)
+    first, second = train_seeds(settings, folder, count=2), train_seeds(settings, folder, count=2)
+    for events in (first, second):
+        next(event for event in events if isinstance(event, PlanEvent))
+    next(event for event in first if isinstance(event, StepEvent))
+    with pytest.raises(ConfigError, match="another process is working in this folder") as caught:
+        list(second)
+    assert caught.value.where == str(folder), "the outer folder is what two may not share, not the run of one seed"
+    finish(first)
+    same_runs(folder, reference)
+
+
+def test_one_that_begins_when_another_has_ended_does_not_share_its_folder(
+    reference: Path, tiny_base: Path, train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first died between the folder's record and its first run, so that the lock is free and no run in the way."""
+
+    class Crash(BaseException):
+        """The process died here."""
+
+    def crash(path: Path) -> None:
+        raise Crash
+
+    folder, settings = tmp_path / "run", settings_of(tiny_base, train_csv)
+    second = train_seeds(settings, folder, count=2)
+    next(event for event in second if isinstance(event, PlanEvent))
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "create_run_folder", crash)
+        with pytest.raises(Crash):
+            list(train_seeds(settings, folder, count=2))
+    assert record_of(folder)["runs"] == []
+    with pytest.raises(ConfigError, match="not empty"):
+        list(second)
+    finish(resume_seeds(folder))
+    same_runs(folder, reference)
+
+
+def test_what_is_finished_is_known(reference: Path, tmp_path: Path) -> None:
+    assert runs.are_seeds_finished(reference)
+    copy = tmp_path / "copy"
+    shutil.copytree(reference, copy)
+    (copy / "seed-4" / "evaluation" / "metrics.json").unlink()
+    assert not runs.are_seeds_finished(copy)
+    (copy / "seeds.json").write_text("{}")
+    assert not runs.are_seeds_finished(copy)
+    (copy / "seeds.json").unlink()
+    assert not runs.are_seeds_finished(copy)
 
 
 def test_what_is_finished_is_not_resumed(reference: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from qlassify.errors import CheckpointError
+from qlassify.run_lock import clear_leavings
 from qlassify.training import checkpoint as module
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore, Progress, generator_state, read_checkpoint
 
@@ -105,7 +107,7 @@ def test_without_any_there_is_none(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "never").latest() == (None, ())
 
 
-@pytest.mark.parametrize("moment", ["write_safetensors", "_flush", "rename"])
+@pytest.mark.parametrize("moment", ["write_safetensors", "flush", "rename"])
 def test_a_crash_while_writing_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -159,6 +161,87 @@ def test_a_crash_while_writing_the_same_step_again_leaves_a_checkpoint(
     found, _ = store.latest()
     assert found is not None
     assert_equal(found, only)
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_crash_while_another_state_of_the_same_step_is_written_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """A lowered budget makes another state of the step: before its place is taken the old one is there, or aside."""
+
+    class Crash(BaseException):
+        """The process died here."""
+
+    folder, rename, done = tmp_path / "checkpoints", Path.rename, list[Path]()
+    store = CheckpointStore(folder)
+    first = make(4)
+    store.save(first)
+    second = replace(first, progress=replace(first.progress, token_budget=64))
+
+    def crash(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise Crash
+        done.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(Crash):
+            store.save(second)
+    clear_leavings(tmp_path)
+    found, problems = CheckpointStore(folder).latest()
+    assert found is not None
+    assert_equal(found, first)
+    assert problems == ()
+    store.save(second)
+    found, _ = store.latest()
+    assert found is not None
+    assert_equal(found, second)
+    assert [path.name for path in folder.iterdir()] == ["step-000004"]
+
+
+def test_a_place_that_cannot_be_taken_leaves_the_older_state_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rename = CheckpointStore(tmp_path), Path.rename
+    first = make(4)
+    store.save(first)
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.save(replace(first, progress=replace(first.progress, token_budget=64)))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"]
+    assert_equal(read_checkpoint(tmp_path / "step-000004"), first)
+
+
+def test_what_is_there_already_is_compared_without_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state in memory may be all that there is room for."""
+    store = CheckpointStore(tmp_path)
+    path = store.save(make(4))
+    number = path.stat().st_ino
+
+    def unexpected(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "load_file", unexpected)
+    assert store.save(make(4)) == path
+    assert path.stat().st_ino == number, "it was not written again"
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_written_again(tmp_path: Path) -> None:
+    """As when a run was resumed from the one before it and comes to the damaged one's step."""
+    store = CheckpointStore(tmp_path)
+    flip_a_byte(store.save(make(4)) / module.TENSORS)
+    store.save(make(4))
+    found, problems = store.latest()
+    assert found is not None
+    assert_equal(found, make(4))
+    assert problems == ()
 
 
 def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

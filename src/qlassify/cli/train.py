@@ -174,7 +174,7 @@ def _ended(events: Iterator[Any], stop: StopRequest, folder: Callable[[], Path |
 def _told_how_to_go_on(folder: Callable[[], Path | None]) -> Iterator[None]:
     """A signal that ends what is done meanwhile ends in a sentence that says how to go on, if there is a run to."""
     from qlassify.errors import Interrupted, StopNow
-    from qlassify.runs import SEEDS, is_finished
+    from qlassify.runs import SEEDS, are_seeds_finished, is_finished
 
     try:
         yield
@@ -184,6 +184,8 @@ def _told_how_to_go_on(folder: Callable[[], Path | None]) -> Iterator[None]:
             raise
         if is_finished(path):
             raise Interrupted(stopped.signal_number, f"the run in {path} was finished") from None
+        if are_seeds_finished(path):
+            raise Interrupted(stopped.signal_number, f"the runs in {path} were finished") from None
         what = "at once; what was done since the last checkpoint will be done again"
         do = f"Continue with: qlassify train --resume {path}"
         raise Interrupted(stopped.signal_number, what, do=do) from None

@@ -21,7 +21,7 @@ import torch
 
 from qlassify.data.long_texts import SHARE
 from qlassify.data.tokenise import Encoded
-from qlassify.durable import whole_folder
+from qlassify.durable import is_free, require_place, whole_folder
 from qlassify.errors import ConfigError
 from qlassify.evaluation.predict import predict_logits
 from qlassify.export import adapter, merged, onnx_graph, readme
@@ -130,9 +130,13 @@ def _require_options(format: str, precision: str, into: str) -> None:
 
 
 def _require_free(directory: Path) -> None:
-    """Refuse to write over anything."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
+    """Refuse to write over anything, or where nothing can be written."""
+    try:
+        if not is_free(directory):
+            raise ConfigError("the directory is not empty", where=directory, do="Give a new one.")
+        require_place(directory)
+    except OSError as error:
+        raise ConfigError("cannot write the export", where=directory, got=error) from None
 
 
 def _long_notes(pipeline: ClassifyPipeline) -> tuple[str, ...]:

@@ -5,8 +5,11 @@
         state.json           progress, the SHA-256 of state.safetensors, and one of itself
 
 A checkpoint is written into a hidden folder beside the others, flushed to the disk, and renamed; a rename within one
-folder is atomic, so a reader sees the whole checkpoint or none, whenever the process dies. The newest two are kept: if
-the newest turns out damaged (its checksum differs), the one before it is used and the caller is told.
+folder is atomic, so a reader sees the whole checkpoint or none, whenever the process dies. One of the same step, which
+is there when a lowered token budget makes it another state or when it is damaged, is first renamed to
+``.step-000120.aside``; a process that dies before the new one has its name leaves it there, and whoever comes next puts
+it back. The newest two are kept: if the newest turns out damaged (its checksum differs), the one before it is used and
+the caller is told.
 
 The best weights so far are part of every checkpoint rather than a checkpoint of their own: resuming needs one folder,
 and adapters are small.
@@ -16,9 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qlassify.durable import flush
 from qlassify.errors import CheckpointError
 from qlassify.formats.safetensors import write_safetensors
 
 FORMAT = 1
 TENSORS = "state.safetensors"
 RECORD = "state.json"
+ASIDE = ".aside"
+"""End of the name of a checkpoint whose place another one of its step is about to take."""
 KEPT = 2
 
 
@@ -104,6 +110,7 @@ class CheckpointStore:
             return final  # the same step of the same run: the same state
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._put_back()
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             # Wide types first, so that every tensor of the file is aligned. Nothing is copied on the way: with full
@@ -118,11 +125,8 @@ class CheckpointStore:
             record["record_sha256"] = _record_sha256(record)
             (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             for path in (scratch / TENSORS, scratch / RECORD, scratch):
-                _flush(path)
-            if final.exists():
-                shutil.rmtree(final)
-            scratch.rename(final)
-            _flush(self.directory)
+                flush(path)
+            self._take_place(scratch, final)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)  # on a full disk it holds the room that the next one needs
             raise CheckpointError(
@@ -134,6 +138,29 @@ class CheckpointStore:
         for old in self.paths()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def _take_place(self, scratch: Path, final: Path) -> None:
+        """Rename a whole checkpoint to its name; there is one of that name or one aside at every moment."""
+        aside = final.with_name(f".{final.name}{ASIDE}")
+        if final.exists():
+            final.rename(aside)
+        try:
+            scratch.rename(final)
+        except OSError:
+            self._put_back()
+            raise
+        flush(self.directory)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _put_back(self) -> None:
+        """Give checkpoints that were set aside their names back, unless others have taken them."""
+        for aside in self.directory.glob(f".step-*{ASIDE}"):
+            final = aside.with_name(aside.name.removeprefix(".").removesuffix(ASIDE))
+            if final.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                with suppress(OSError):  # it is not lost for that, and there may be others
+                    aside.rename(final)
 
     def paths(self) -> list[Path]:
         """The whole checkpoints, oldest first."""
@@ -147,12 +174,15 @@ class CheckpointStore:
     def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest undamaged checkpoint, and a sentence for each damaged one that was passed over.
 
+        For the process that goes on with the run: what a killed one had set aside is put back first.
+
         Returns:
             ``(None, ())`` when none was ever written.
 
         Raises:
             CheckpointError: there are checkpoints and all of them are damaged.
         """
+        self._put_back()
         problems: list[str] = []
         for path in reversed(self._folders()):
             try:
@@ -175,19 +205,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: unreadable, of an unknown format, or its checksum differs.
     """
+    progress, wanted = _read_record(path)
     try:
-        record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        if record.get("format") != FORMAT:
-            raise CheckpointError("unknown checkpoint format", where=path, got=record.get("format"), wanted=FORMAT)
-        known = record.pop("record_sha256", None)  # records of before there was one have none
-        if known is not None and known != _record_sha256(record):
-            raise CheckpointError("the checkpoint's record is damaged", where=path / RECORD)
-        found = _sha256(path / TENSORS)
-        if found != record["sha256"]:
-            raise CheckpointError("the checkpoint is damaged", where=path, got=found, wanted=record["sha256"])
+        _require_whole(path, wanted)
         tensors = load_file(str(path / TENSORS))
-        progress = Progress(**record["progress"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError("the checkpoint cannot be read", where=path, got=error) from None
     parts: dict[str, dict[str, Tensor]] = {"trainable": {}, "optimizer": {}, "best": {}, "generator": {}}
     for key, value in tensors.items():
@@ -199,12 +221,39 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(progress, parts["trainable"], parts["optimizer"], best, parts["generator"]["dropout"])
 
 
-def _holds(path: Path, progress: Progress) -> bool:
-    """Whether there is an undamaged checkpoint at ``path`` of just this state; a lowered budget makes it another."""
+def _read_record(path: Path) -> tuple[Progress, str]:
+    """(progress, SHA-256 of the tensors) of a checkpoint, from its verified record."""
     try:
-        return read_checkpoint(path).progress == progress
-    except CheckpointError:
+        record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if record.get("format") != FORMAT:
+            raise CheckpointError("unknown checkpoint format", where=path, got=record.get("format"), wanted=FORMAT)
+        known = record.pop("record_sha256", None)  # records of before there was one have none
+        if known is not None and known != _record_sha256(record):
+            raise CheckpointError("the checkpoint's record is damaged", where=path / RECORD)
+        return Progress(**record["progress"]), str(record["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("the checkpoint cannot be read", where=path, got=error) from None
+
+
+def _require_whole(path: Path, wanted: str) -> None:
+    found = _sha256(path / TENSORS)
+    if found != wanted:
+        raise CheckpointError("the checkpoint is damaged", where=path, got=found, wanted=wanted)
+
+
+def _holds(path: Path, progress: Progress) -> bool:
+    """Whether there is an undamaged checkpoint at ``path`` of just this state; a lowered budget makes it another.
+
+    The tensors are hashed as the file is read, and never held: the state is as large as the one in memory.
+    """
+    try:
+        found, wanted = _read_record(path)
+        if found != progress:
+            return False
+        _require_whole(path, wanted)
+    except (CheckpointError, OSError):
         return False
+    return True
 
 
 def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -225,15 +274,6 @@ def _sha256(path: Path) -> str:
 def _record_sha256(record: Mapping[str, Any]) -> str:
     """Of what a record says, whatever its layout."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode("utf-8")).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def generator_state(generator: torch.Generator) -> Tensor:
