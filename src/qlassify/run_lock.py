@@ -5,8 +5,8 @@ system lets go of it when the process ends, however it ends, so that a killed ru
 mere existence is the lock would have to be judged and removed by whoever comes next, and the number of a process that
 is gone may be another's by then. The number stands in the file for messages alone.
 
-The file is held open for reading only: one that is open for writing keeps a failing disk from being made read-only.
-It is removed at the end, by its owner and before the lock is let go. Whoever opened it meanwhile finds that the
+The file is held open for reading only, since one that is open for writing keeps a failing disk from being made
+read-only; NFS wants it for writing and gets it so. It is removed at the end, by its owner and before the lock is let go. Whoever opened it meanwhile finds that the
 name no longer leads to what was locked, and begins again.
 
 To ask whether a folder is free (``require_free``) is to hold its lock for a moment, since the system has no other
@@ -17,6 +17,7 @@ Readers (predict, evaluate, compare, export) take no lock: what they read is wri
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -111,10 +112,10 @@ def _locked(lock: Path, path: Path) -> int:
     """A descriptor of the lock's file with the lock held."""
     import fcntl
 
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline, access = time.monotonic() + PATIENCE_SECONDS, os.O_RDONLY
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(lock, access | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise _unusable(path, error) from None
         try:
@@ -130,8 +131,10 @@ def _locked(lock: Path, path: Path) -> int:
         except FileNotFoundError:
             pass  # its owner has removed it since
         except OSError as failure:
-            os.close(descriptor)
-            raise _unusable(path, failure) from None
+            if failure.errno != errno.EBADF or access == os.O_RDWR:
+                os.close(descriptor)
+                raise _unusable(path, failure) from None
+            access = os.O_RDWR
         os.close(descriptor)
 
 

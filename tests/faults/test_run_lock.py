@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -241,3 +242,18 @@ def test_the_runs_of_several_seeds_have_one_process(server: Server, tiny_base: P
     done = server("train", "--resume", folder, "--quiet")
     assert done["code"] == 0, done["output"]
     shutil.rmtree(folder)
+
+
+def test_a_file_system_that_locks_only_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS answers EBADF to an exclusive lock of a file that is open for reading."""
+    locked = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        locked.append(operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with own_run(tmp_path):
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+    assert locked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN]
