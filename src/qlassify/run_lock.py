@@ -6,8 +6,8 @@ mere existence is the lock would have to be judged and removed by whoever comes 
 is gone may be another's by then. The number stands in the file for messages alone.
 
 The file is held open for reading only, since one that is open for writing keeps a failing disk from being made
-read-only; NFS wants it for writing and gets it so. It is removed at the end, by its owner and before the lock is let go. Whoever opened it meanwhile finds that the
-name no longer leads to what was locked, and begins again.
+read-only; NFS wants it for writing and gets it so. It is removed at the end, by its owner and before the lock is let
+go. Whoever opened it meanwhile finds that the name no longer leads to what was locked, and begins again.
 
 To ask whether a folder is free (``require_free``) is to hold its lock for a moment, since the system has no other
 question; so whoever wants it for itself tries for a few hundred milliseconds before it believes that it is taken.
