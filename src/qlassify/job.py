@@ -10,7 +10,6 @@ with the settings that ``run.yaml`` records: whatever was chosen for the first h
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -41,7 +40,7 @@ from qlassify.recording import Recorder, write_facts
 from qlassify.reporting import write_assessment
 from qlassify.run_notes import model_notes, token_notes, unused_notes
 from qlassify.runs import RunFolder
-from qlassify.terminal import visible
+from qlassify.terminal import tell
 from qlassify.tracking.tracker import TrackedRun
 from qlassify.tracking.trackers import Trackers, require_trackers
 from qlassify.training.checkpoint import CheckpointStore
@@ -232,13 +231,8 @@ def _reserved(preparation: Preparation) -> AbstractContextManager[MemoryGuard]:
         preparation.plan.total_bytes if on_cuda else preparation.needed_bytes,
         task=f"train {Path(preparation.pipeline.run.data.train).name}",
         measure=used,
-        tell=_tell,
+        tell=tell,
     )
-
-
-def _tell(sentence: str) -> None:
-    """A sentence about the ledger or a tracker, for whoever reads standard error."""
-    print(visible(f"qlassify: {sentence}"), file=sys.stderr)
 
 
 def read_dataset(run: RunConfig) -> Dataset:
@@ -375,8 +369,8 @@ def _carry_out(
     after = loop.progress.step if resumed else None
     tracked = TrackedRun(folder.path, pipeline.run.model_dump(mode="json"), after)
     unwritten = Unwritten()
-    with Trackers(pipeline.run.tracking, tracked, _tell) as trackers:
-        recorder = Recorder(folder, trackers, unwritten, _tell)
+    with Trackers(pipeline.run.tracking, tracked, tell) as trackers:
+        recorder = Recorder(folder, trackers, unwritten, tell)
         training_started = time.perf_counter()
         yield from recorder.events(loop, resumed=resumed)
         training_seconds = time.perf_counter() - training_started

@@ -28,7 +28,7 @@ from qlassify.cli import (
     quantize,
     train,
 )
-from qlassify.cli.printing import say, say_json
+from qlassify.cli.printing import flush_errors, say, say_json
 from qlassify.cli.signals import handled, let_end
 from qlassify.cli.usage import HELPED, USAGE_ERROR, usage_error
 from qlassify.errors import Interrupted, QlassifyError, StopNow
@@ -141,6 +141,8 @@ def main() -> None:
         if problem is None:
             raise
         end(problem)
+    finally:
+        flush_errors()
 
 
 def end(problem: QlassifyError) -> NoReturn:

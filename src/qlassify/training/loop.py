@@ -165,7 +165,7 @@ class TrainingLoop:
 
         Raises:
             DivergenceError: ``max_skipped_steps`` steps in a row were not finite.
-            Interrupted: a stop was requested; a checkpoint was written if there is a store.
+            Interrupted: a stop was requested; a checkpoint was written if there is a store, and room for one.
             MemoryPlanError: a single text does not fit into memory, or what moves the weights does not.
         """
         self.stop.armed = True
@@ -385,12 +385,15 @@ class TrainingLoop:
             return
         if self.store is None:
             raise Interrupted(number, f"after step {self.progress.step}; nothing was written")
-        path = self._checkpoint(self.store).path
-        raise Interrupted(
-            number,
-            f"checkpoint written to {path}",
-            do=f"Continue with: qlassify train --resume {self.store.directory.parent}",
-        )
+        event = self._checkpoint_if_possible(self.store)
+        what = f"checkpoint written to {event.path}" if isinstance(event, CheckpointEvent) else self._lost(event)
+        raise Interrupted(number, what, do=f"Continue with: qlassify train --resume {self.store.directory.parent}")
+
+    def _lost(self, event: CheckpointFailedEvent) -> str:
+        """What a signal costs where no checkpoint could be written."""
+        known = [] if self.store is None else self.store.paths()
+        begin = f"step {int(known[-1].name.rpartition('-')[2])}" if known else "the beginning"
+        return f"no checkpoint could be written ({event.reason}); what was done since {begin} will be done again"
 
 
 SMALLER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "ece", "hamming_loss"})
