@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,11 @@ from limited_command import World, make_world, run_command
 from qlassify import job, repeating
 from qlassify.cli.train import follow, follow_seeds
 from qlassify.errors import CheckpointError, Interrupted
-from qlassify.job import FinishedEvent, JobEvent
 from qlassify.planning.memory_guard import MemoryGuard, _heartbeat
 from qlassify.terminal import tell
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore
-from qlassify.training.events import CheckpointEvent, StepEvent
+from qlassify.training.events import StepEvent
 from qlassify.training.loop import StopRequest
-from tiny_jobs import model_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,12 +165,16 @@ def test_output_without_room_ends_neither_a_run_nor_those_of_several_seeds(
     monkeypatch.setattr("qlassify.cli.show_seeds.SeedsView", Refusing)
     monkeypatch.setattr("qlassify.cli.trouble.silence_output", lambda: None)  # the tests' own output stays
     out, stop = tmp_path / "out", StopRequest()
-    with pytest.raises(typer.Exit) as ended:
+
+    def train() -> None:
         if several:
             runs = repeating.train_seeds({**world.settings, "seed": 3}, out, count=2, stop=stop)
             follow_seeds(runs, stop, as_json=False, quiet=True)
         else:
             follow(job.train(world.settings, out, stop=stop), stop, as_json=False, quiet=True)
+
+    with pytest.raises(typer.Exit) as ended:
+        train()
     assert ended.value.exit_code == 1
     folders = [out / "seed-3", out / "seed-4"] if several else [out]
     assert all((folder / "evaluation" / "metrics.json").is_file() for folder in folders)
