@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
-from qlassify.terminal import json_text, visible
+from qlassify.errors import QlassifyWarning
+from qlassify.terminal import json_text, tell, visible
 
 
 def say(text: object = "", *, error: bool = False) -> None:
@@ -31,6 +34,22 @@ def say(text: object = "", *, error: bool = False) -> None:
 def say_json(value: Any) -> None:
     """Print one JSON document in a line."""
     print(json_text(value))
+
+
+@contextlib.contextmanager
+def warnings_told() -> Iterator[None]:
+    """Our own warnings are sentences on standard error meanwhile; Python's form names a line of the sources."""
+    with warnings.catch_warnings():
+        former = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, QlassifyWarning):
+                tell(str(message))
+            else:
+                former(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def flush_errors() -> None:
