@@ -121,6 +121,10 @@ class DivergenceError(QlassifyError):
     """The loss or the gradients stayed non-finite for as many steps as the configuration allows."""
 
 
+class QlassifyWarning(RuntimeWarning):
+    """Something that a person should know of and that ends nothing; the command tells it as a sentence."""
+
+
 class StopNow(BaseException):
     """A signal asked the command to end at once.
 

@@ -10,7 +10,6 @@ with the settings that ``run.yaml`` records: whatever was chosen for the first h
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -41,10 +40,10 @@ from qlassify.recording import Recorder, write_facts
 from qlassify.reporting import write_assessment
 from qlassify.run_notes import model_notes, token_notes, unused_notes
 from qlassify.runs import RunFolder
-from qlassify.terminal import visible
+from qlassify.terminal import tell
 from qlassify.tracking.tracker import TrackedRun
 from qlassify.tracking.trackers import Trackers, require_trackers
-from qlassify.training.checkpoint import CheckpointStore
+from qlassify.training.checkpoint import RECORD, CheckpointStore
 from qlassify.training.events import TrainingEvent
 from qlassify.training.loop import StopRequest, TrainingLoop
 from qlassify.training.probe import ProbeSolver
@@ -207,13 +206,37 @@ def _resume(folder: RunFolder, stop: StopRequest | None, started: float) -> Iter
     pipeline = ClassifyPipeline.open(run.model.base, run, weights=False)
     require_same_base(folder, pipeline)
     pipeline.prepare_for(dataset)
-    preparation = examine(pipeline, dataset)
+    preparation = _examine_rest(pipeline, dataset, lowered_budget(CheckpointStore(folder.checkpoints)))
     yield PlanEvent(preparation)
     preparation.require_memory()
     with _reserved(preparation) as guard:
         pipeline.load_weights()
         pipeline.prepare_for(dataset)
         yield from _carry_out(preparation, folder, guard, stop=stop, started=started, resumed=True)
+
+
+def lowered_budget(store: CheckpointStore) -> int | None:
+    """The token budget that a run has come down to, by the record of its newest checkpoint; None as a rule.
+
+    Good for a plan only. Whether the checkpoint is whole is found when it is read; what is damaged here says nothing.
+    """
+    paths = store.paths()
+    try:
+        budget = runs.read_entry(paths[-1] / RECORD, "progress", dict).get("token_budget") if paths else None
+    except ConfigError:
+        return None
+    return budget if isinstance(budget, int) and budget > 0 else None
+
+
+def _examine_rest(pipeline: ClassifyPipeline, dataset: Dataset, token_budget: int | None) -> Preparation:
+    """Plan the rest of a run with the token budget that it has, which its settings do not know of."""
+    settled = pipeline.run
+    if token_budget is not None:
+        pipeline.run = settled.replace(training={**settled.training.model_dump(), "token_budget": token_budget})
+    try:
+        return examine(pipeline, dataset)
+    finally:
+        pipeline.run = settled
 
 
 def _reserved(preparation: Preparation) -> AbstractContextManager[MemoryGuard]:
@@ -232,13 +255,8 @@ def _reserved(preparation: Preparation) -> AbstractContextManager[MemoryGuard]:
         preparation.plan.total_bytes if on_cuda else preparation.needed_bytes,
         task=f"train {Path(preparation.pipeline.run.data.train).name}",
         measure=used,
-        tell=_tell,
+        tell=tell,
     )
-
-
-def _tell(sentence: str) -> None:
-    """A sentence about the ledger or a tracker, for whoever reads standard error."""
-    print(visible(f"qlassify: {sentence}"), file=sys.stderr)
 
 
 def read_dataset(run: RunConfig) -> Dataset:
@@ -365,18 +383,18 @@ def _carry_out(
         precision=placement.precision, device=placement.device, threads=torch.get_num_threads()
     )
     loop = pipeline.training_loop(dataset, encoded, store=CheckpointStore(folder.checkpoints), stop=stop)
+    if resumed:
+        yield _resume_loop(loop, folder)  # first, so that what is rehearsed is what will be trained
     planned = _planned(preparation, loop)
     if not folder.file("plan.json").is_file():
         recorded = {**environment, "base_model": pipeline.source.name, "base_sha256": pipeline.source.sha256()}
         facts = {"environment": recorded, "data": _data_facts(preparation), "plan": {**planned, "measured": None}}
         write_facts(folder, facts)
-    if resumed:
-        yield _resume_loop(loop, folder)
     after = loop.progress.step if resumed else None
     tracked = TrackedRun(folder.path, pipeline.run.model_dump(mode="json"), after)
     unwritten = Unwritten()
-    with Trackers(pipeline.run.tracking, tracked, _tell) as trackers:
-        recorder = Recorder(folder, trackers, unwritten, _tell)
+    with Trackers(pipeline.run.tracking, tracked, tell) as trackers:
+        recorder = Recorder(folder, trackers, unwritten, tell)
         training_started = time.perf_counter()
         yield from recorder.events(loop, resumed=resumed)
         training_seconds = time.perf_counter() - training_started

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,7 +26,6 @@ from typing import Self, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from qlassify.artifact import (
@@ -48,7 +47,7 @@ from qlassify.data.tokenise import Encoded, TextEncoder
 from qlassify.errors import ConfigError, DataError, DivergenceError, ModelError
 from qlassify.evaluation.decision import Answer
 from qlassify.evaluation.mixed import mixed_batches
-from qlassify.evaluation.predict import default_token_budget, probabilities
+from qlassify.evaluation.predict import predict_all, probabilities
 from qlassify.methods.several import AdapterSet, Segment
 from qlassify.models.classifier import hidden_states
 from qlassify.models.head import ClassificationHead
@@ -259,12 +258,16 @@ class MultiClassifier:
             self.member(name)
         encoded = self._encode(texts, pairs, names)
         logits: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(names)
-        budget = default_token_budget(self.backbone.device.type)
-        with torch.inference_mode():
-            for batch, segments in mixed_batches(encoded, names, budget, mixing=self.backbone.packed):
-                with self._lock:
-                    for row, found in zip(batch.rows, self._logits(batch, segments, names), strict=True):
-                        logits[row] = found.float().cpu().numpy()
+
+        def cut(rows: npt.NDArray[np.int64], budget: int) -> Iterator[tuple[PackedBatch, str | tuple[Segment, ...]]]:
+            return mixed_batches(encoded, names, budget, mixing=self.backbone.packed, rows=rows)
+
+        def compute(batch: PackedBatch, segments: str | tuple[Segment, ...]) -> None:
+            with self._lock:
+                for row, found in zip(batch.rows, self._logits(batch, segments, names), strict=True):
+                    logits[row] = found.float().cpu().numpy()
+
+        predict_all(self.backbone, len(names), cut, compute)
         for row, values in enumerate(logits):
             if not np.isfinite(values).all():
                 why, do = origin(self.backbone)

@@ -14,7 +14,7 @@ from typing import Any
 
 from qlassify.config.files import layer
 from qlassify.data.dataset import Dataset
-from qlassify.errors import ConfigError, QlassifyError
+from qlassify.errors import ConfigError, QlassifyError, QlassifyWarning
 from qlassify.preparation import Preparation, prepare
 from qlassify.training.loop import TrainingLoop
 
@@ -133,7 +133,7 @@ def _measured(preparation: Preparation) -> float | None:
         if loop.token_budget != pipeline.run.training.token_budget:
             warnings.warn(
                 f"memory ran out in the rehearsal; train would go on with training.token_budget {loop.token_budget}",
-                RuntimeWarning,
+                QlassifyWarning,
                 stacklevel=2,
             )
         return preparation.seconds(rehearsal)["training_seconds"]

@@ -3,11 +3,16 @@
 Nothing here may end a training. A line that cannot be written waits in memory for the next one to be tried, so a disk
 that was full for an hour leaves no gap; what is still waiting at the end is named among what is unwritten. A checkpoint
 that failed and a token budget that was lowered are told on standard error at once, also where nothing else is shown.
+
+The report of a run that was resumed has to say what happened before, and whoever saw it has gone. It is read back from
+the log, which is kept up to the checkpoint, and held against the checkpoint and the steps that were due: a budget that
+only one of the two knows of, and lines that were lost, are notes as well. A file of notes beside the log was the
+alternative; it would be one more that a full disk refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qlassify import runs
@@ -67,7 +72,7 @@ class Recorder:
         self._trackers = trackers
         self._unwritten = unwritten
         self._tell = tell
-        self._failing = False
+        self._failing = False  # whether the last checkpoint that was due could not be written
 
     def events(self, loop: TrainingLoop | ProbeSolver, *, resumed: bool) -> Iterator[TrainingEvent]:
         """The loop's events; of steps, only every ``log_interval`` is written.
@@ -85,18 +90,19 @@ class Recorder:
                 got=error.strerror or error,
                 do=f"Make room or fix the permissions, then begin with: qlassify train --resume {self._folder.path}",
             ) from None
+        if resumed and isinstance(loop, TrainingLoop):
+            self._recall(list(runs.read_events(path)), loop)
         # A probe has a few fits and no steps: each of them is a point of its curve.
         interval = 1 if isinstance(loop, ProbeSolver) else loop.config.log_interval
         try:
             for event in loop.run():
-                if (
-                    not isinstance(event, StepEvent)
-                    or event.step % interval == 0
-                    or event.step in (1, event.total_steps)
-                ):
+                if not isinstance(event, StepEvent) or is_shown(event.step, event.total_steps, interval):
                     self._write(log, event)
                     self._trackers.event(event)
-                self._tell_trouble(event)
+                sentence = self._trouble(event)
+                if sentence is not None:
+                    self._tell(sentence)
+                    self._note(sentence)
                 yield event
         finally:
             log.close()
@@ -109,16 +115,72 @@ class Recorder:
         if known is None and log.problem is not None:
             self._tell(f"{self._folder.metrics} cannot be written ({log.problem}); training goes on")
 
-    def _tell_trouble(self, event: TrainingEvent) -> None:
-        """Of checkpoints that fail one after another, the first is told."""
-        if isinstance(event, CheckpointEvent):
-            self._failing = False
-        elif isinstance(event, TokenBudgetEvent) or (isinstance(event, CheckpointFailedEvent) and not self._failing):
-            self._failing = self._failing or isinstance(event, CheckpointFailedEvent)
-            self._tell(event.sentence)
-            self.notes.append(f"{event.sentence[0].upper()}{event.sentence[1:]}.")
+    def _trouble(self, event: TrainingEvent) -> str | None:
+        """What to tell of an event; of checkpoints that fail one after another, of the first."""
+        if isinstance(event, TokenBudgetEvent):
+            return event.sentence
+        failing, self._failing = self._failing, self._failing and not isinstance(event, CheckpointEvent)
+        if not isinstance(event, CheckpointFailedEvent):
+            return None
+        self._failing = True
+        return None if failing else event.sentence
+
+    def _note(self, sentence: str) -> None:
+        self.notes.append(f"{sentence[0].upper()}{sentence[1:]}.")
+
+    def _recall(self, records: Sequence[Mapping[str, Any]], loop: TrainingLoop) -> None:
+        """Note what a reader of the report should know of the steps before the checkpoint."""
+        budget, known = loop.began.token_budget, None
+        for record in records:
+            event = _rebuilt(record)
+            # The log may know of a budget that no checkpoint could be written with: it was forgotten.
+            if isinstance(event, TokenBudgetEvent) and (budget is None or event.token_budget < budget):
+                continue
+            known = event.token_budget if isinstance(event, TokenBudgetEvent) else known
+            sentence = None if event is None else self._trouble(event)
+            if sentence is not None:
+                self._note(sentence)
+        self._failing = False  # a row of failures that goes on is told of by this process, too
+        if budget is not None and known != budget:
+            former = loop.config.token_budget
+            self._note(f"memory ran out; training went on with training.token_budget {budget} in place of {former}")
+        missing = num_missing(records, loop)
+        if missing:
+            path, step = self._folder.metrics, loop.progress.step
+            gap = f"{missing} events up to step {step} are missing in {path.name}, which could not be written then"
+            self._tell(gap)
+            self._note(gap)
 
 
-def _is_shown(event: StepEvent, interval: int) -> bool:
+def is_shown(step: int, total_steps: int, interval: int) -> bool:
     """Whether a step is one of those that are written: every ``interval``, the first and the last."""
-    return event.step % interval == 0 or event.step in (1, event.total_steps)
+    return step % interval == 0 or step in (1, total_steps)
+
+
+def num_missing(records: Sequence[Mapping[str, Any]], loop: TrainingLoop) -> int:
+    """How many steps and evaluations before a checkpoint should be among the lines of its log and are not.
+
+    Args:
+        records: the lines, as ``runs.read_events`` gives them.
+        loop: stands at the checkpoint.
+    """
+    taken = {record.get("step") for record in records if record.get("event") in ("step", "skipped_step")}
+    scored = {record.get("step") for record in records if record.get("event") == "evaluation"}
+    missing = 0
+    for step in range(1, loop.progress.step + 1):
+        missing += is_shown(step, loop.total_steps, loop.config.log_interval) and step not in taken
+        missing += loop.scorer is not None and loop.is_scoring_step(step) and step not in scored
+    return missing
+
+
+def _rebuilt(record: Mapping[str, Any]) -> TokenBudgetEvent | CheckpointFailedEvent | CheckpointEvent | None:
+    """The event of a line, if it is of a kind that a report speaks of and says everything."""
+    kinds: dict[str, type[TokenBudgetEvent] | type[CheckpointFailedEvent] | type[CheckpointEvent]] = {
+        "token_budget": TokenBudgetEvent,
+        "checkpoint_failed": CheckpointFailedEvent,
+        "checkpoint": CheckpointEvent,
+    }
+    kind = kinds.get(str(record.get("event")))
+    if kind is None or not all(name in record for name in kind.__slots__):
+        return None
+    return kind(**{name: record[name] for name in kind.__slots__})

@@ -11,7 +11,9 @@ out altogether was the alternative; a label that is printed shorter than it is c
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from typing import Any
 
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
@@ -27,6 +29,18 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in _STEERING if code > 0x1F}
 def visible(text: str) -> str:
     """``text`` with everything that would steer a terminal shown as an escape."""
     return text if text.isascii() and text.isprintable() else text.replace("\r\n", "\n").translate(_SHOWN)
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence for a person on standard error, if it can be printed.
+
+    What is told while something else is done (a checkpoint that failed, a reservation that could not be renewed) is
+    no reason to end it, and neither is a log on a disk that is full. Where there is no standard error at all, nothing
+    is printed on standard output instead: a program may be reading that.
+    """
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(visible(f"qlassify: {sentence}"), file=sys.stderr)
 
 
 def json_text(value: Any) -> str:

@@ -37,7 +37,11 @@ class Ended:
 
 
 def run_command(
-    *arguments: object, limits: Mapping[int, int] | None = None, stdout: str | None = None, before: str = ""
+    *arguments: object,
+    limits: Mapping[int, int] | None = None,
+    stdout: str | None = None,
+    stderr: str | None = None,
+    before: str = "",
 ) -> Ended:
     """Start ``qlassify`` with arguments and wait for its end.
 
@@ -45,6 +49,7 @@ def run_command(
         arguments: of the command.
         limits: ``resource.RLIMIT_...`` -> limit, set before the interpreter starts.
         stdout: a file that standard output goes to; read back when None.
+        stderr: the same for standard error.
         before: Python that runs in the process before the command.
     """
 
@@ -56,18 +61,20 @@ def run_command(
     # One thread and one arena: what threads reserve is no matter of these tests.
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     with contextlib.ExitStack() as stack:
-        target = subprocess.PIPE if stdout is None else stack.enter_context(Path(stdout).open("wb"))
+        output, errors = (
+            subprocess.PIPE if path is None else stack.enter_context(Path(path).open("wb")) for path in (stdout, stderr)
+        )
         done = subprocess.run(
             [sys.executable, "-c", f"{before}\n{MAIN}", *map(str, arguments)],
-            stdout=target,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=errors,
             stdin=subprocess.DEVNULL,
             env=environment,
             preexec_fn=restrict,
             timeout=SECONDS,
             check=False,
         )
-    return Ended(done.returncode, (done.stdout or b"").decode(), done.stderr.decode())
+    return Ended(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ without any failure whose settings (or whose checkpoint) have the smaller budget
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from qlassify.config.run import TrainingConfig
 from qlassify.data.packing import PackedBatch, micro_batches
-from qlassify.errors import MemoryPlanError
+from qlassify.data.tokenise import Encoded
+from qlassify.errors import MemoryPlanError, QlassifyWarning
 from qlassify.evaluation.predict import predict_logits
 from qlassify.planning.out_of_memory import Shortage, halved, is_out_of_memory
 from qlassify.training.checkpoint import Checkpoint, CheckpointStore
@@ -291,6 +292,43 @@ def test_other_errors_are_not_taken_for_a_shortage(base: Path, monkeypatch: pyte
         list(world.loop.run())
 
 
+@pytest.mark.parametrize("cut", [0, 1], ids=["the first", "a later one"])
+def test_memory_that_runs_out_while_a_micro_batch_is_cut_halves_too(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally, cut: int
+) -> None:
+    """No micro-batch is to blame then, neither the one before nor a text that is alone in none."""
+    wanted = World(base, None, config=smaller())
+    expected = told(list(wanted.loop.run()))
+    world, failures = World(base, None), [0]
+
+    def cut_until(encoded: Encoded, rows: Sequence[int], budget: int) -> Iterator[PackedBatch]:
+        for number, batch in enumerate(micro_batches(encoded, rows, budget)):
+            if budget == BUDGET and number == cut:
+                failures[0] += 1
+                raise MemoryError
+            yield batch
+
+    monkeypatch.setattr("qlassify.training.loop.micro_batches", cut_until)
+    events = list(world.loop.run())
+    (event,) = (event for event in events if isinstance(event, TokenBudgetEvent))
+    assert failures == [1]
+    assert (event.token_budget, event.tokens) == (BUDGET // 2, 0)
+    assert "in step 1 before anything was computed" in event.sentence
+    assert told(events) == expected
+    assert world.values() == wanted.values()
+    tally("faults injected", 1)
+
+
+def test_cutting_that_never_fits_ends_in_an_error() -> None:
+    budget, steps = 1000, 0
+    while budget > 1:
+        budget, steps = halved(budget, Shortage(0, 0, "full")), steps + 1
+    assert steps == 9, "1000 is halved nine times"
+    with pytest.raises(MemoryPlanError, match="before anything was computed") as caught:
+        halved(budget, Shortage(0, 0, "full"))
+    assert caught.value.got == "full"
+
+
 def test_moving_the_weights_out_of_memory_is_refused_and_not_repeated(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,13 +394,19 @@ def test_predicting_goes_on_in_smaller_pieces_with_a_warning(
         return original(batch)
 
     monkeypatch.setattr(classifier, "forward", forward)
-    with pytest.warns(RuntimeWarning, match="goes on with 32"):
+    with pytest.warns(QlassifyWarning, match="goes on with 32"):
         found = predict_logits(classifier, encoded, token_budget=64, progress=done.append)
     # fp32, and matrix products of other shapes: a few units in the last place of logits of order one.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
     assert done == sorted(done)
     assert done[-1] == len(encoded)
+    calls[0] = 2
+    # Again without a warning, which would be an error here: what the first call found out holds for the next.
+    np.testing.assert_array_equal(
+        predict_logits(classifier, encoded, token_budget=64), predict_logits(classifier, encoded, token_budget=32)
+    )
+    classifier.backbone.fitting_tokens = None  # as in a new process
     monkeypatch.setattr(classifier, "forward", lambda batch: (_ for _ in ()).throw(ERRORS[kind]()))
-    with pytest.warns(RuntimeWarning), pytest.raises(MemoryPlanError, match="one text alone"):
+    with pytest.warns(QlassifyWarning), pytest.raises(MemoryPlanError, match="one text alone"):
         predict_logits(classifier, encoded, token_budget=64)
     tally("faults injected", 2)

@@ -28,7 +28,7 @@ from qlassify.cli import (
     quantize,
     train,
 )
-from qlassify.cli.printing import say, say_json
+from qlassify.cli.printing import flush_errors, say, say_json, warnings_told
 from qlassify.cli.signals import handled, let_end
 from qlassify.cli.usage import HELPED, USAGE_ERROR, usage_error
 from qlassify.errors import Interrupted, QlassifyError, StopNow
@@ -128,7 +128,7 @@ def main() -> None:
         os.environ.setdefault(variable, CACHED_PRIMITIVES)  # before torch is imported; a user's own value holds
     _speak_utf8()
     try:
-        with handled():
+        with handled(), warnings_told():
             _run()
     except BrokenPipeError:
         # The reader of our output has gone (as with `| head`); the rest has nobody to go to.
@@ -141,6 +141,8 @@ def main() -> None:
         if problem is None:
             raise
         end(problem)
+    finally:
+        flush_errors()
 
 
 def end(problem: QlassifyError) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -15,11 +15,20 @@ from qlassify.cli.printing import say
 from qlassify.cli.signals import asking, require_no_request
 
 if TYPE_CHECKING:
-    from qlassify.cli.show import TrainView
     from qlassify.errors import StorageError
     from qlassify.job import JobEvent
     from qlassify.repeating import RepeatEvent
     from qlassify.training.loop import StopRequest
+
+
+Event = TypeVar("Event", contravariant=True)
+
+
+class View(Protocol[Event]):
+    """Shows the events of a job to a person."""
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
 
 
 def train(
@@ -119,7 +128,7 @@ def follow(
     with TrainView(as_json=as_json, quiet=quiet) as view, _ended(events, stop, lambda: folder):
         for event in events:
             folder = event.folder if isinstance(event, ModelEvent) else folder
-            printed = _shown(view, event) and printed
+            printed = printed and _shown(view, event)
             problem = event.problem if isinstance(event, FinishedEvent) else None
             require_no_request(stop)
     end_with(problem)
@@ -127,7 +136,7 @@ def follow(
         raise typer.Exit(1)
 
 
-def _shown(view: TrainView, event: JobEvent) -> bool:
+def _shown(view: View[Event], event: Event) -> bool:
     """Show an event, if it can be printed: that it cannot is told once, and is no reason to stop training."""
     from qlassify.cli.trouble import silence_output
 
@@ -156,11 +165,14 @@ def follow_seeds(
     from qlassify.cli.show_seeds import SeedsView
     from qlassify.repeating import SeedEvent
 
+    printed = True
     with SeedsView(as_json=as_json, quiet=quiet) as view, _ended(events, stop, lambda: folder):
         for event in events:
             folder = event.folder.parent if isinstance(event, SeedEvent) else folder
-            view.show(event)
+            printed = printed and _shown(view, event)
             require_no_request(stop)
+    if not printed:
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from qlassify.data.packing import PackedBatch, micro_batches, pack_in_order
 from qlassify.data.tokenise import Encoded
@@ -16,15 +17,21 @@ from qlassify.methods.several import Segment
 
 
 def mixed_batches(
-    encoded: Encoded, names: Sequence[str], token_budget: int, *, mixing: bool
+    encoded: Encoded,
+    names: Sequence[str],
+    token_budget: int,
+    *,
+    mixing: bool,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[PackedBatch, str | tuple[Segment, ...]]]:
-    """Cut texts into packed batches, each with the adapters of its tokens. Every text comes exactly once.
+    """Cut texts into packed batches, each with the adapters of its tokens. Every text that is asked for comes once.
 
     Args:
         encoded: N tokenised texts.
         names: the adapter of each.
         token_budget: most tokens in one batch; a longer text stands alone.
         mixing: whether a batch may hold several adapters.
+        rows: (M,) numbers of the texts to cut, ascending; all when None.
 
     Yields:
         A batch, and the one adapter of all its texts or the ranges of several. A batch of one adapter is packed as it
@@ -32,9 +39,10 @@ def mixed_batches(
     """
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
     numbers = np.array([order[name] for name in names], dtype=np.int64)
-    groups = [np.arange(len(names))] if mixing else [np.flatnonzero(numbers == number) for number in order.values()]
-    for rows in groups:
-        for batch in micro_batches(encoded, rows, token_budget):
+    wanted = np.arange(len(names)) if rows is None else rows
+    groups = [wanted] if mixing else [wanted[numbers[wanted] == number] for number in order.values()]
+    for group in groups:
+        for batch in micro_batches(encoded, group, token_budget):
             found = numbers[batch.rows]
             if (found == found[0]).all():
                 yield batch, names[int(batch.rows[0])]

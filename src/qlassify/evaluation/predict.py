@@ -8,7 +8,8 @@ memory runs out, smaller micro-batches give the same answers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,13 @@ import torch
 
 from qlassify.data.packing import PackedBatch, micro_batches
 from qlassify.data.tokenise import Encoded
-from qlassify.errors import DivergenceError
+from qlassify.errors import DivergenceError, QlassifyWarning
+from qlassify.models.backbone import Backbone
 from qlassify.models.classifier import Classifier
 from qlassify.models.soundness import origin
 from qlassify.planning.out_of_memory import Shortage, first_line, halved, is_out_of_memory
+
+Extra = TypeVar("Extra")
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
 """Tokens computed at once when nothing else is said: enough to fill the matrix products. On the CPU more is no faster
@@ -68,43 +72,19 @@ def _compute(
     token_budget: int | None,
     progress: Callable[[int], None] | None,
 ) -> npt.NDArray[np.float32]:
-    """(N, width) values that a function of a micro-batch gives for all rows, without gradients.
-
-    Where memory runs out, the rows that are still to come are computed with half of the budget. Their values are the
-    same up to rounding, and a warning says so.
-
-    Raises:
-        MemoryPlanError: a single row does not fit into memory.
-    """
+    """(N, width) values that a function of a micro-batch gives for all rows, without gradients."""
     values = np.empty((len(encoded), width), dtype=np.float32)
     was_training = classifier.training
     classifier.eval()
-    waiting = np.ones(len(encoded), dtype=np.bool_)
-    budget = token_budget or default_token_budget(classifier.backbone.device.type)
 
-    def compute() -> Shortage | None:
-        """The rows that wait, until memory runs out."""
-        for batch in micro_batches(encoded, np.flatnonzero(waiting), budget):
-            try:
-                values[batch.rows] = function(batch).float().cpu().numpy()
-            except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                return Shortage(batch.num_tokens, batch.num_rows, first_line(error))
-            waiting[batch.rows] = False
-            if progress is not None:
-                progress(len(waiting) - int(waiting.sum()))
-        return None
+    def cut(rows: npt.NDArray[np.int64], budget: int) -> Iterator[tuple[PackedBatch, None]]:
+        return ((batch, None) for batch in micro_batches(encoded, rows, budget))
+
+    def compute(batch: PackedBatch, _: None) -> None:
+        values[batch.rows] = function(batch).float().cpu().numpy()
 
     try:
-        with torch.inference_mode():
-            while (shortage := compute()) is not None:
-                budget = halved(budget, shortage)
-                warnings.warn(
-                    f"memory ran out at {shortage.tokens} tokens at once; predicting goes on with {budget}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+        predict_all(classifier.backbone, len(encoded), cut, compute, token_budget=token_budget, progress=progress)
     finally:
         classifier.train(was_training)
     finite = np.isfinite(values).all(axis=1)
@@ -117,6 +97,62 @@ def _compute(
             do=f"{do}.",
         )
     return values
+
+
+def predict_all(
+    backbone: Backbone,
+    num_rows: int,
+    cut: Callable[[npt.NDArray[np.int64], int], Iterator[tuple[PackedBatch, Extra]]],
+    compute: Callable[[PackedBatch, Extra], None],
+    *,
+    token_budget: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Compute all rows in micro-batches, without gradients.
+
+    Where memory runs out, the rows that are still to come are computed with half of the budget, and so are those of
+    later calls on the same model. Their values are the same up to rounding, and a warning says so.
+
+    Args:
+        backbone: remembers at how many tokens memory ran out.
+        num_rows: N; rows are numbered from 0.
+        cut: cuts rows into micro-batches of at most so many tokens, each with what ``compute`` has to know of it.
+        compute: computes a micro-batch and keeps what comes of it.
+        token_budget: most tokens computed at once; by device when None.
+        progress: called with the number of rows done after each micro-batch.
+
+    Raises:
+        MemoryPlanError: a single row does not fit into memory.
+    """
+    waiting = np.ones(num_rows, dtype=np.bool_)
+    budget = token_budget or default_token_budget(backbone.device.type)
+    budget = min(budget, backbone.fitting_tokens or budget)
+
+    def go_on() -> Shortage | None:
+        """The rows that wait, until memory runs out."""
+        computing = (0, 0)
+        try:
+            for batch, extra in cut(np.flatnonzero(waiting), budget):
+                computing = (batch.num_tokens, batch.num_rows)
+                compute(batch, extra)
+                waiting[batch.rows] = False
+                computing = (0, 0)
+                if progress is not None:
+                    progress(num_rows - int(waiting.sum()))
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return Shortage(*computing, first_line(error))
+        return None
+
+    with torch.inference_mode():
+        while (shortage := go_on()) is not None:
+            # Behind the handler, where the error and the tensors that its traceback held are gone.
+            if backbone.device.type == "cuda":
+                torch.cuda.empty_cache()
+            budget = backbone.fitting_tokens = halved(budget, shortage)
+            sentence = f"memory ran out {shortage.where}; predicting goes on with {budget}"
+            warnings.warn(sentence, QlassifyWarning, stacklevel=2)
 
 
 def probabilities(logits: npt.NDArray[np.float32], *, multi_label: bool) -> npt.NDArray[np.float64]:

@@ -70,6 +70,8 @@ class Backbone(nn.Module):
         vocab_size: rows of the token embedding.
         packed: whether batches run without padding.
         processor: ``cpu`` or ``cuda``: what computes, or on a sketch what would.
+        fitting_tokens: the most tokens that are predicted at once since memory ran out at more; None before. Whatever
+            stands on this model predicts in the same memory, so what one call found holds for the next.
 
     A module of a packed model that calls attention gets an attribute ``key_value_shapes``: the shapes (K, D) of its
     keys and (K, V) of its values. It says that the module hands keyword arguments, such as a prefix, on to packed
@@ -96,6 +98,7 @@ class Backbone(nn.Module):
         self.causal = _is_causal(model)
         self.max_positions = _max_positions(config, self.position_offset)
         self._attention_path: str | None = None
+        self.fitting_tokens: int | None = None
         self.processor = "cuda" if self.device.type == "cuda" else "cpu"
         self.packed = self._can_be_packed()
 

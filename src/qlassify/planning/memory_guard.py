@@ -14,6 +14,7 @@ the guard's object and not the reservation; in it, the guard does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import warnings
@@ -178,7 +179,8 @@ def reserve(
             guard.release()
         except QlassifyError as error:
             # The work is done or has its own error; the entry goes when this process ends.
-            tell(f"the memory reservation of this process could not be given back: {error}")
+            with contextlib.suppress(OSError):
+                tell(f"the memory reservation of this process could not be given back: {error}")
 
 
 @contextmanager
@@ -198,7 +200,8 @@ def _heartbeat(
                 # Any: the measure is the caller's. A job of hours does not end because a lease could not be renewed,
                 # and a thread that ended would renew no more; the next beat tries again.
                 if not told:
-                    tell(f"the memory reservation of this process could not be renewed: {error}")
+                    with contextlib.suppress(Exception):  # so is the telling; it may be what has just failed
+                        tell(f"the memory reservation of this process could not be renewed: {error}")
                 told = True
 
     thread = threading.Thread(target=beat, name="qlassify-memory-heartbeat", daemon=True)

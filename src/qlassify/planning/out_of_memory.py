@@ -41,14 +41,19 @@ class Shortage:
     """A micro-batch for which there was not enough memory.
 
     Attributes:
-        tokens: of the micro-batch.
-        rows: texts of the micro-batch.
+        tokens: of the micro-batch; 0 if memory ran out while one was being cut.
+        rows: texts of the micro-batch; 0 likewise.
         said: the first line of the allocator's error.
     """
 
     tokens: int
     rows: int
     said: str
+
+    @property
+    def where(self) -> str:
+        """At what memory ran out, for a sentence."""
+        return shortage_words(self.tokens)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -69,17 +74,31 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def shortage_words(tokens: int) -> str:
+    """At what memory ran out: ``at 900 tokens at once``, or at none yet."""
+    return f"at {tokens} tokens at once" if tokens else "before anything was computed"
+
+
 def halved(token_budget: int, shortage: Shortage) -> int:
     """The budget to go on with: halved, and again until the micro-batch that failed would be cut.
+
+    Where memory ran out before a micro-batch was there, nothing is known of its size, and the budget is halved once:
+    what is cut for a smaller one is smaller.
 
     Args:
         token_budget: tokens at once so far.
         shortage: the micro-batch that failed under it.
 
     Raises:
-        MemoryPlanError: it was a single text, which no budget cuts.
+        MemoryPlanError: it was a single text, which no budget cuts; or not even one token at once is possible.
     """
-    if shortage.rows <= 1:
+    if shortage.rows == 0 and token_budget <= 1:
+        raise MemoryPlanError(
+            "memory ran out before anything was computed",
+            got=shortage.said,
+            do="A lower training.token_budget would not help. Free memory.",
+        )
+    if shortage.rows == 1:
         raise MemoryPlanError(
             "one text alone does not fit into memory",
             where=f"{shortage.tokens} tokens at once",
@@ -88,6 +107,6 @@ def halved(token_budget: int, shortage: Shortage) -> int:
             "base model, or free memory; `qlassify plan DATA --method all` compares methods.",
         )
     budget = token_budget // 2
-    while budget >= shortage.tokens:
+    while shortage.rows and budget >= shortage.tokens:
         budget //= 2
     return budget

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qlassify.planning.out_of_memory import shortage_words
+
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
@@ -115,7 +117,7 @@ class TokenBudgetEvent:
         step: optimiser steps taken so far.
         token_budget: tokens computed at once from now on.
         former: and until now.
-        tokens: of the micro-batch that did not fit.
+        tokens: of the micro-batch that did not fit; 0 if memory ran out while one was being cut.
         reason: what the allocator said.
     """
 
@@ -129,7 +131,7 @@ class TokenBudgetEvent:
     def sentence(self) -> str:
         """For a person."""
         return (
-            f"memory ran out in step {self.step + 1} at {self.tokens} tokens at once; the step is repeated, and "
+            f"memory ran out in step {self.step + 1} {shortage_words(self.tokens)}; the step is repeated, and "
             f"training goes on, with training.token_budget {self.token_budget} in place of {self.former} "
             f"({self.reason})"
         )

@@ -100,6 +100,10 @@ class TrainingLoop:
         scorer: scores the held-out rows; None to train without selection.
         store: where checkpoints go; None to write none.
         stop: asked after every step whether to stop.
+
+    Attributes:
+        progress: where the run stands.
+        began: where it stood when this loop took it up, before any rehearsal.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class TrainingLoop:
         self.scorer = scorer
         self.store = store
         self.stop = stop or StopRequest()
-        self.progress = Progress()
+        self.progress = self.began = Progress()
         self._dropout_generator = dropout_generator
         self._best: dict[str, Tensor] = {}
         self._untold: list[TokenBudgetEvent] = []
@@ -152,7 +156,7 @@ class TrainingLoop:
         self.stepper.optimizer.load_state_tensors(checkpoint.optimizer)
         self._dropout_generator.set_state(checkpoint.dropout_state)
         self._best = dict(checkpoint.best)
-        self.progress = checkpoint.progress
+        self.progress = self.began = checkpoint.progress
         self._untold.clear()  # what a rehearsal came to holds for a beginning
 
     @property
@@ -165,7 +169,7 @@ class TrainingLoop:
 
         Raises:
             DivergenceError: ``max_skipped_steps`` steps in a row were not finite.
-            Interrupted: a stop was requested; a checkpoint was written if there is a store.
+            Interrupted: a stop was requested; a checkpoint was written if there is a store, and room for one.
             MemoryPlanError: a single text does not fit into memory, or what moves the weights does not.
         """
         self.stop.armed = True
@@ -178,7 +182,7 @@ class TrainingLoop:
                 self._check_stop()
                 continue
             yield event
-            scored = self._is_scoring_step(self.progress.step)
+            scored = self.is_scoring_step(self.progress.step)
             if scored and self.scorer is not None:
                 yield self._evaluate(self.scorer)
             if self.store is not None and (scored or self.progress.step % self.config.checkpoint_every_steps == 0):
@@ -319,7 +323,7 @@ class TrainingLoop:
         )
         return SkippedStepEvent(self.progress.step, result.avg_loss, numbers, in_a_row)
 
-    def _is_scoring_step(self, step: int) -> bool:
+    def is_scoring_step(self, step: int) -> bool:
         """Whether the held-out rows are scored after ``step`` steps: at even parts of each epoch, and at its end."""
         within = (step - 1) % self.steps_per_epoch + 1
         times = min(self.config.evaluations_per_epoch, self.steps_per_epoch)
@@ -385,12 +389,15 @@ class TrainingLoop:
             return
         if self.store is None:
             raise Interrupted(number, f"after step {self.progress.step}; nothing was written")
-        path = self._checkpoint(self.store).path
-        raise Interrupted(
-            number,
-            f"checkpoint written to {path}",
-            do=f"Continue with: qlassify train --resume {self.store.directory.parent}",
-        )
+        event = self._checkpoint_if_possible(self.store)
+        what = f"checkpoint written to {event.path}" if isinstance(event, CheckpointEvent) else self._lost(event)
+        raise Interrupted(number, what, do=f"Continue with: qlassify train --resume {self.store.directory.parent}")
+
+    def _lost(self, event: CheckpointFailedEvent) -> str:
+        """What a signal costs where no checkpoint could be written."""
+        known = [] if self.store is None else self.store.paths()
+        begin = f"step {int(known[-1].name.rpartition('-')[2])}" if known else "the beginning"
+        return f"no checkpoint could be written ({event.reason}); what was done since {begin} will be done again"
 
 
 SMALLER_IS_BETTER = frozenset({"loss", "log_loss", "brier", "ece", "hamming_loss"})

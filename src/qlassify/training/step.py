@@ -64,7 +64,8 @@ class Stepper:
         clip_norm: largest global gradient norm, or None.
 
     Attributes:
-        computing: (tokens, rows) of the latest micro-batch: of the one that failed, if one did.
+        computing: (tokens, rows) of the micro-batch that is being computed, or of the one that failed; zeros between
+            micro-batches, while the next one is cut.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Stepper:
         """
         self.classifier.train()
         loss, correct, total, tokens = 0.0, 0, 0, 0
+        self.computing = (0, 0)
         for batch in batches:
             self.computing = (batch.num_tokens, batch.num_rows)
             logits = self.classifier(batch)
@@ -101,6 +103,7 @@ class Stepper:
             correct += num_correct(logits, wanted, multi_label=self.objective.multi_label)
             if math.isfinite(value):
                 part.total.backward()  # type: ignore[no-untyped-call]
+            self.computing = (0, 0)
         self._loss += loss
         self._correct += correct
         self._total += total
