@@ -154,7 +154,7 @@ def test_batches_are_cut_by_tokens(
     several: MultiClassifier, singles: dict[str, ClassifyPipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of thirty texts, a budget of 40 tokens makes several batches, some mixed and some not."""
-    monkeypatch.setattr("qlassify.multi_classifier.default_token_budget", lambda device: 40)
+    monkeypatch.setattr("qlassify.evaluation.predict.default_token_budget", lambda device: 40)
     names = ["intent" if index % 3 else "topic" for index in range(len(TEXTS))]
     wanted = {name: singles[name].predict_proba(TEXTS) for name in ("intent", "topic")}
     for row, found in enumerate(several.predict_proba(TEXTS, adapter=names)):
