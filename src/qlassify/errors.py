@@ -57,14 +57,18 @@ class QlassifyError(Exception):
         self.do = None if do is None else masked(do)
         super().__init__(self._sentence())
 
-    def _sentence(self) -> str:
+    @property
+    def problem(self) -> str:
+        """What is wrong, where, what was got and wanted: the sentence without what to do about it."""
         parts = [self.what if self.where is None else f"{self.where}: {self.what}"]
         if self.got is not None:
             parts.append(f"got {self.got}")
         if self.wanted is not None:
             parts.append(f"wanted {self.wanted}")
-        text = "; ".join(parts)
-        return text if self.do is None else f"{text}. {self.do}"
+        return "; ".join(parts)
+
+    def _sentence(self) -> str:
+        return self.problem if self.do is None else f"{self.problem}. {self.do}"
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The same answer for a machine: the five parts, the class name and the exit code."""

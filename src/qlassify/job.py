@@ -119,6 +119,7 @@ class FinishedEvent:
         seconds: wall time of the whole job.
         measured: what the plan's figures turned out to be.
         unwritten: file -> reason for what could not be written; the run is only over when it is empty.
+        remedy: what to do about that.
     """
 
     folder: RunFolder
@@ -126,6 +127,7 @@ class FinishedEvent:
     seconds: float
     measured: Mapping[str, float]
     unwritten: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = ""
 
     @property
     def problem(self) -> StorageError | None:
@@ -133,7 +135,7 @@ class FinishedEvent:
         if not self.unwritten:
             return None
         path = self.folder.path
-        do = f"The classifier is in {self.folder.model}. Make room and finish with: qlassify train --resume {path}"
+        do = f"The classifier is in {self.folder.model}. {self.remedy} Then finish with: qlassify train --resume {path}"
         return unwritten_error(dict(self.unwritten), path, do)
 
 
@@ -414,7 +416,8 @@ def _carry_out(
     plan_file = folder.file("plan.json")
     unwritten.attempt(plan_file.name, lambda: runs.write_json(plan_file, {**planned, "measured": measured}))
     write_assessment(folder, pipeline, assessment, environment=environment, unwritten=unwritten)
-    yield FinishedEvent(folder, assessment, time.perf_counter() - started, measured, unwritten.as_dict())
+    seconds = time.perf_counter() - started
+    yield FinishedEvent(folder, assessment, seconds, measured, unwritten.as_dict(), unwritten.remedy)
 
 
 def _planned(preparation: Preparation, loop: TrainingLoop | ProbeSolver) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from qlassify.training.events import (
 )
 from qlassify.training.loop import TrainingLoop
 from qlassify.training.probe import ProbeSolver
-from qlassify.unwritten import Unwritten
+from qlassify.unwritten import ROOM, Unwritten
 
 
 def write_facts(folder: RunFolder, facts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -107,7 +107,7 @@ class Recorder:
         finally:
             log.close()
             if log.waiting:
-                self._unwritten.add(path.name, f"{log.waiting} events are missing: {log.problem}")
+                self._unwritten.add(path.name, f"{log.waiting} events are missing: {log.problem}", remedy=ROOM)
 
     def _write(self, log: EventLog, event: TrainingEvent) -> None:
         known = log.problem

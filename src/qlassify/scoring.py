@@ -38,23 +38,25 @@ class Evaluation:
     Attributes:
         assessment: the scores.
         directory: where scores and predictions are; None where nothing was written.
-        report: the report; None for a model folder without its run, which cannot say how it was trained.
+        report: the report; None where it could not be written (``unwritten`` names it then), and for a model folder
+            without its run, which cannot say how it was trained.
         unwritten: file -> reason for what could not be written.
+        remedy: what to do about that.
     """
 
     assessment: Assessment
     directory: Path | None
     report: Path | None
     unwritten: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = ""
 
     @property
     def problem(self) -> StorageError | None:
         """What to tell of files that could not be written."""
         if not self.unwritten or self.directory is None:
             return None
-        return unwritten_error(
-            dict(self.unwritten), self.directory, "Make room or fix the permissions, and give the same command again."
-        )
+        do = f"{self.remedy} Then give the same command again."
+        return unwritten_error(dict(self.unwritten), self.directory, do)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def evaluate_run(
             folder, pipeline, assessment, environment=environment, unwritten=unwritten, directory=directory
         )
         report = None if REPORT in unwritten.as_dict() else directory / REPORT
-    return Evaluation(assessment, directory, report, unwritten.as_dict())
+    return Evaluation(assessment, directory, report, unwritten.as_dict(), unwritten.remedy)
 
 
 def _require_folder(path: Path) -> None:

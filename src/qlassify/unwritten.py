@@ -17,12 +17,18 @@ from pathlib import Path
 
 from qlassify.errors import Interrupted, QlassifyError, StorageError
 
+ROOM = "Make room or fix the permissions."
+"""What to do where the system refused to write."""
+MEND = "Mend what is named."
+"""What to do about an error that does not say so itself."""
+
 
 class Unwritten:
     """Files that could not be written, each with the reason."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
+        self._remedies: dict[str, None] = {}  # in the order of the files
 
     def __bool__(self) -> bool:
         return bool(self._reasons)
@@ -41,12 +47,27 @@ class Unwritten:
             write()
         except Interrupted:
             raise  # whoever sends a signal means the job and not the file
-        except (OSError, QlassifyError) as error:
-            self.add(name, str(error))
+        except (OSError, StorageError) as error:
+            self.add(name, error.problem if isinstance(error, StorageError) else str(error), remedy=ROOM)
+        except QlassifyError as error:
+            self.add(name, error.problem, remedy=error.do or MEND)
 
-    def add(self, name: str, reason: str) -> None:
-        """Keep that a file is missing or incomplete."""
+    def add(self, name: str, reason: str, *, remedy: str | None = None) -> None:
+        """Keep that a file is missing or incomplete.
+
+        Args:
+            name: of the file.
+            reason: why.
+            remedy: a sentence on what to do about it; None where it follows from another file's.
+        """
         self._reasons[name] = reason
+        if remedy is not None:
+            self._remedies[remedy] = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do, in a sentence for each cause."""
+        return " ".join(self._remedies)
 
     def as_dict(self) -> dict[str, str]:
         """Name -> reason."""

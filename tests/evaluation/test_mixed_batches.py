@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,3 +71,12 @@ def test_rows_go_back_to_their_places() -> None:
     plain = merge_rows([(np.array([1, 0]), first)], 2)
     assert plain.token_type_ids is None
     assert plain.row(0).tolist() == [3]
+
+
+@pytest.mark.parametrize("mixing", [True, False])
+def test_some_of_the_texts_are_cut_as_if_there_were_no_others(mixing: bool) -> None:
+    encoded, names = texts_of([3, 9, 1, 4, 4, 7, 2]), ["a", "b", "a", "c", "b", "a", "b"]
+    rows = np.array([1, 4, 5, 6])  # none of c
+    batches = [batch for batch, _ in mixed_batches(encoded, names, 10, mixing=mixing, rows=rows)]
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == [1, 4, 5, 6]
+    assert all(batch.num_tokens <= 10 for batch in batches)

@@ -24,7 +24,7 @@ from qlassify.artifact import require_undamaged
 from qlassify.cli.app import main
 from qlassify.cli.train import follow
 from qlassify.cli.trouble import trouble
-from qlassify.errors import Interrupted, StorageError
+from qlassify.errors import ConfigError, Interrupted, StorageError
 from qlassify.job import FinishedEvent, JobEvent, SavedEvent
 from qlassify.training.loop import StopRequest
 from qlassify.unwritten import Unwritten
@@ -108,6 +108,8 @@ def test_a_damaged_file_of_the_run_costs_the_report_and_nothing_else(
             (run / "data.json").write_text("{")
         if isinstance(event, FinishedEvent):
             assert set(event.unwritten) == {"report.html", "MODEL_CARD.md", "metrics.json"}
+            assert "Make room" not in str(event.problem), "room would not help"
+            assert "Mend what is named" in str(event.problem)
     assert model_bytes(run / "model") == model_bytes(undisturbed / "model")
     tally("faults injected", 1)
 
@@ -272,3 +274,47 @@ def test_a_signal_while_a_report_is_written_ends_the_job() -> None:
         unwritten.attempt("report.html", lambda: stop(15))
     assert caught.value.exit_code == 143
     assert not unwritten
+
+
+def test_what_to_do_follows_from_what_went_wrong() -> None:
+    def damaged() -> None:
+        raise ConfigError("the plan is damaged", where="plan.json", do="Restore it.")
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    unwritten = Unwritten()
+    unwritten.attempt("report.html", damaged)
+    assert (unwritten.as_dict(), unwritten.remedy) == ({"report.html": "plan.json: the plan is damaged"}, "Restore it.")
+    unwritten.attempt("MODEL_CARD.md", full)
+    unwritten.add("metrics.json", "it is written last")
+    assert unwritten.remedy == "Restore it. Make room or fix the permissions."
+
+
+@pytest.mark.parametrize("kind", ["run", "model"])
+def test_evaluate_says_nothing_of_a_report_that_could_not_be_written_but_that(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tally: Tally,
+    kind: str,
+) -> None:
+    """Neither that the folder is none of a run, nor where scores are that are not there."""
+    rows = write_table(tmp_path / "more.csv", ("text", "label"), make_rows(40, seed=7))
+    out = tmp_path / "out"
+    source = undisturbed if kind == "run" else shutil.copytree(undisturbed / "model", tmp_path / "model")
+    obstruct(out / ("report.html" if kind == "run" else "predictions.parquet"))
+    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("there is nothing to open"))
+    monkeypatch.setattr(sys, "argv", ["qlassify", "evaluate", str(source), str(rows), "--out", str(out), "--open"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert f"scores {out}" not in said.out
+    assert f"report {out}" not in said.out
+    assert ("model folder without its run" in said.err) == (kind == "model")
+    assert "no report.html (" in said.err or kind == "model"
+    assert "Make room or fix the permissions. Then give the same command again" in said.err
+    tally("faults injected", 1)

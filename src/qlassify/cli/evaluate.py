@@ -37,6 +37,7 @@ def evaluate(
     """Score RUN on DATA. Columns are found as they were for the training data unless they are given."""
     from qlassify import scoring
     from qlassify.cli.show import show_evaluation
+    from qlassify.reporting import REPORT
 
     reading = options.reading_settings(
         text=text,
@@ -49,7 +50,7 @@ def evaluate(
     )
     result = scoring.evaluate_run(run, data, reading, base=base, device=device or "auto", out=out)
     show_evaluation(result, as_json=json, quiet=quiet)
-    if open_report:
+    if open_report and REPORT not in result.unwritten:  # of one that could not be written the last sentence tells
         open_in_browser(result.report)
     end_with(result.problem)
 

@@ -255,6 +255,7 @@ class _Rate:
 
 def show_evaluation(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> None:
     """Print scores of a trained classifier, and where they were written."""
+    from qlassify.assessment import METRICS
     from qlassify.assessment import as_json as to_json
 
     assessment, directory = evaluation.assessment, evaluation.directory
@@ -269,7 +270,7 @@ def show_evaluation(evaluation: Evaluation, *, as_json: bool, quiet: bool) -> No
             console.print(f"note   {note}")
         if evaluation.report is not None:
             console.print(f"report {evaluation.report}")
-        elif directory is not None:
+        elif directory is not None and METRICS not in evaluation.unwritten:
             console.print(f"scores {directory}")
 
 
