@@ -85,13 +85,6 @@ RUNS = (
         ("run.yaml", "seed is -4"),
         run(holding("run.yaml", "seed: -4\n")),
     ),
-    BadInput(
-        "evaluate: plan.json damaged",
-        _EVALUATE,
-        ("plan.json",),
-        run(cut("plan.json", 20)),
-    ),
-    BadInput("evaluate: data.json of nothing", _EVALUATE, ("data.json", "files None"), run(holding("data.json", "{}"))),
     BadInput("compare: plan.json of nothing", _COMPARE, ("plan.json", "planned None"), run(holding("plan.json", "{}"))),
     BadInput(
         "compare: data.json of nothing",
