@@ -19,8 +19,9 @@ ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The disk is full, the quota is used up, the file would be larger than is allowed."""
 LIBRARY_BYTES = 1024 * 2**20
 """Address space below which torch and its companions cannot be loaded; they map 780 MiB (torch 2.13 for the CPU)."""
-LIBRARY_DATA_BYTES = 256 * 2**20
-"""The same of private writable memory, of which they take 210 MiB."""
+LIBRARY_DATA_BYTES = 448 * 2**20
+"""The same of private writable memory. torch and its companions take 210 MiB; with 400, LLVM ended the process while it
+loaded a compiled loop, and no run has been planned with less than 680."""
 NO_LIBRARY = "failed to map segment from shared object"
 """The end of what the dynamic linker says when the address space is too small for a library; of a mount without
 permission to execute it says more."""
