@@ -3,8 +3,8 @@
 Forward and backward are timed on the run itself (``TrainingLoop.rehearse``). What comes after them grows with the
 trained values alone: dividing, clipping and moving them, and writing them to disk. Full fine-tuning spends a quarter of
 its time on these, LoRA next to none. Both are timed on a few million numbers and scaled: they are read and written from
-one end to the other, so time per number is nearly the same; gigabytes go to a disk at a lower rate than megabytes,
-which the caches of the system take, so a large checkpoint is tried on a larger sample.
+one end to the other, so time per number is nearly the same; gigabytes go to memory and to a disk at a lower rate than
+megabytes, which caches take, so of many values more are tried.
 
 An ordinary step is tried more than once, because the first one of its length also compiles what it needs and other
 programs can be in the way of any of them.
@@ -29,7 +29,7 @@ from qlassify.training.step import clipped_
 SAMPLE = 1 << 22
 """Numbers that are tried at most: 16 MiB, more than caches hold beside gradients and moments."""
 SAMPLE_SHARE = 16
-"""Of a checkpoint, a sixteenth is tried if that is more than ``SAMPLE``."""
+"""Of many values a sixteenth is tried, if that is more than ``SAMPLE``."""
 NEGLIGIBLE = 1 << 20
 """Trained values below which writing them is not worth trying out."""
 
@@ -53,6 +53,10 @@ class Rehearsal:
     checkpoint_seconds: float = 0.0
 
 
+def _sample(count: int) -> int:
+    return min(count, max(SAMPLE, count // SAMPLE_SHARE))
+
+
 ENOUGH_SECONDS = 3.0
 """Two tries that took so long are not followed by a third."""
 
@@ -69,7 +73,7 @@ def usual_seconds(work: Callable[[], object]) -> float:
 
 def update_seconds(count: int, device: torch.device) -> float:
     """Wall time of clipping ``count`` gradients and moving as many values by AdamW."""
-    size = min(count, SAMPLE)
+    size = _sample(count)
     stand_in = nn.Parameter(torch.zeros(size, device=device))
     optimizer = Optimizer({"stand_in": stand_in}, {}, learning_rate=1e-3, head_learning_rate=1e-3, weight_decay=0.01)
     seconds = 0.0
@@ -97,7 +101,7 @@ def checkpoint_seconds(count: int, folder: Path | None) -> float:
     """
     if count < NEGLIGIBLE:
         return 0.0
-    size = min(count, max(SAMPLE, count // SAMPLE_SHARE))
+    size = _sample(count)
     tensors = {"stand_in": torch.zeros(size)}
     moments = {f"{kind}/stand_in": torch.zeros(size) for kind in ("exp_avg", "exp_avg_sq")}
     state = Checkpoint(Progress(), tensors, moments, {}, torch.zeros(8, dtype=torch.uint8))
